@@ -1,0 +1,35 @@
+# betaflow: `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup align test lint types ui server clean lock
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export DO_NOT_TRACK ?= 1
+BIN := .venv/bin
+
+help:           ## list the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup:          ## make .venv from the lock in requirements/
+	@scripts/setup.sh
+
+align: setup    ## run the whole pipeline of params.yaml (what is up to date is not redone)
+	@$(BIN)/python -m flows.align
+
+test: setup     ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: setup     ## ruff, and the layers by import-linter
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+types: setup    ## mypy
+	@$(BIN)/mypy
+
+ui: setup       ## open MLflow on http://127.0.0.1:5000 (PORT=… for another port)
+	@$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}
+
+clean:          ## remove what the pipeline made (DVC's cache stays: the next run takes it from there)
+	@rm -rf out dvc.lock
+
+lock:           ## compile the locks anew
+	@scripts/lock.sh

@@ -1,0 +1,370 @@
+"""`params.yaml` -> typed, validated settings.
+
+Each section belongs to the stage of the same name and is declared as that stage's
+parameters in `dvc.yaml`. An unknown key, a wrong type or an empty grid is reported as one
+message that names the key (`UserError`), before anything runs.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from betaflow.errors import UserError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+# A grid value keeps the type YAML gave it, so that `1` and `1.0` name their arm as DVC does.
+GridNumber = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every section: no unknown key, no silent conversion, no mutation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RunSettings(Section):
+    """How the flow runs; no stage's result depends on it."""
+
+    experiment: str = Field(min_length=1)
+    jobs: Count
+    gpus: Annotated[int, Field(ge=0)]
+    registered_model: str = Field(min_length=1)
+
+
+class WorldSettings(Section):
+    """Sizes of the embedded controlled-sentiment world."""
+
+    reviews: Count
+    prompts: Count
+    unlabelled: Annotated[int, Field(ge=0)]
+    out_of_domain: Annotated[int, Field(ge=0)]
+
+
+class DataSettings(Section):
+    """Where text, prompts and human pairs come from."""
+
+    source: Literal["world", "hh", "jsonl", "parquet", "hub"]
+    path: str | None
+    hub_split: str | None
+    text: str | None
+    eval_fraction: Fraction
+    max_rows: Count | None
+    seed: int
+    world: WorldSettings | None
+
+    @model_validator(mode="after")
+    def _complete(self) -> DataSettings:
+        if self.source == "world" and self.world is None:
+            raise ValueError("source 'world' needs the section data.world")
+        if self.source != "world" and self.path is None:
+            raise ValueError(
+                f"source {self.source!r} needs `path` (a file, or a hub dataset's name)"
+            )
+        return self
+
+
+class ScratchSettings(Section):
+    """A small Llama-type model made on the spot."""
+
+    vocabulary: Annotated[int, Field(ge=260)]
+    hidden: Count
+    layers: Count
+    heads: Count
+    max_positions: Count
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ScratchSettings:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError("`hidden` must be `heads` times an even number")
+        return self
+
+
+class ModelSettings(Section):
+    """The base model: a folder or hub name, or `scratch`."""
+
+    base: str
+    revision: str | None
+    scratch: ScratchSettings | None
+    precision: Literal["float32", "bfloat16"]
+    trust_remote_code: bool
+
+    @model_validator(mode="after")
+    def _complete(self) -> ModelSettings:
+        if self.base == "scratch" and self.scratch is None:
+            raise ValueError("base 'scratch' needs the section model.scratch")
+        return self
+
+
+class OptimisationSettings(Section):
+    """What every gradient-trained stage shares."""
+
+    optimizer: Literal["adamw", "rmsprop"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    schedule: Literal["constant", "linear", "cosine"]
+    weight_decay: NonNegative
+    max_grad_norm: Positive
+    batch_size: Count
+    micro_batch_size: Count
+    checkpoint_seconds: Positive
+    threads: Count
+
+
+class SFTSettings(OptimisationSettings):
+    """Supervised fine-tuning on packed text."""
+
+    learning_rate: Positive
+    epochs: Positive
+    block_tokens: Annotated[int, Field(ge=16)]
+    seed: int
+
+
+class PairsSettings(Section):
+    """Preference pairs: sampled from the reference, or human ones."""
+
+    source: Literal["sampled", "human"]
+    samples_per_prompt: Annotated[int, Field(ge=2)]
+    pairs_per_prompt: Count
+    max_new_tokens: Count
+    max_prompt_tokens: Count
+    max_completion_tokens: Count
+    temperature: Positive
+    engine: Literal["vllm", "hf"]
+    seed: int
+    threads: Count
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> PairsSettings:
+        possible = self.samples_per_prompt * (self.samples_per_prompt - 1) // 2
+        if self.pairs_per_prompt > possible:
+            raise ValueError(f"{self.samples_per_prompt} samples make {possible} pairs at most")
+        return self
+
+
+class ReferenceSettings(Section):
+    """The reference's log-probabilities, computed once."""
+
+    micro_batch_size: Count
+    threads: Count
+
+
+class Grid(Section):
+    """Every combination is one arm."""
+
+    beta: Annotated[list[GridNumber], Field(min_length=1)]
+    learning_rate: Annotated[list[GridNumber], Field(min_length=1)]
+    seed: Annotated[list[int], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _unique(self) -> Grid:
+        for name in ("beta", "learning_rate", "seed"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"`{name}` lists a value twice")
+        return self
+
+
+class DPOTraining(OptimisationSettings):
+    """Direct Preference Optimization (Rafailov et al. 2023)."""
+
+    epochs: Positive
+
+
+class DPOSettings(Section):
+    grid: Grid
+    training: DPOTraining
+
+
+class RewardSettings(OptimisationSettings):
+    """The Bradley-Terry reward model."""
+
+    learning_rate: Positive
+    epochs: Positive
+    seed: int
+
+
+class PPOTraining(OptimisationSettings):
+    """RLHF-PPO; `batch_size` is the episodes of one rollout."""
+
+    iterations: Count
+    epochs: Count
+    max_new_tokens: Count
+    clip: Positive
+    value_clip: Positive
+    value_coefficient: NonNegative
+    gamma: Annotated[float, Field(gt=0, le=1)]
+    lam: Annotated[float, Field(ge=0, le=1)]
+    missing_eos_penalty: NonNegative
+    critic_warmup: Annotated[int, Field(ge=0)]
+
+
+class PPOSettings(Section):
+    grid: Grid
+    training: PPOTraining
+
+
+class SampleSettings(Section):
+    """Sampling every arm: prompts x temperatures x seeds."""
+
+    engine: Literal["vllm", "hf"]
+    temperatures: Annotated[list[NonNegative], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    prompts: Count
+    out_of_domain: Annotated[int, Field(ge=0)]
+    max_new_tokens: Count
+    logprob_tolerance: Positive
+    threads: Count
+
+    @model_validator(mode="after")
+    def _has_one(self) -> SampleSettings:
+        if 1.0 not in self.temperatures:
+            raise ValueError("`temperatures` must hold 1.0: KL is estimated on samples at T = 1")
+        if len(set(self.temperatures)) != len(self.temperatures):
+            raise ValueError("`temperatures` lists a value twice")
+        return self
+
+
+class BenchmarkSettings(Section):
+    """lm-eval tasks, by name: this repository's own or the harness's."""
+
+    engine: Literal["vllm", "hf"]
+    tasks: list[str]
+    limit: Count | None
+    batch_size: Count
+    threads: Count
+
+
+class CompareSettings(Section):
+    """The comparison table and report."""
+
+    judge: Literal["gold", "reward_model"]
+    bootstrap: Annotated[int, Field(ge=100)]
+    confidence: Fraction
+    seed: int
+    report_samples: Count
+
+
+class PromotionSettings(Section):
+    """Which arm becomes champion."""
+
+    metric: str
+    temperature: NonNegative
+    methods: Annotated[list[str], Field(min_length=1)]
+
+
+class Params(BaseModel):
+    """The whole of `params.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    run: RunSettings
+    data: DataSettings
+    model: ModelSettings
+    sft: SFTSettings
+    pairs: PairsSettings
+    reference: ReferenceSettings
+    dpo: DPOSettings
+    reward: RewardSettings
+    ppo: PPOSettings
+    sample: SampleSettings
+    benchmark: BenchmarkSettings
+    compare: CompareSettings
+    promotion: PromotionSettings
+
+    @model_validator(mode="after")
+    def _judge_exists(self) -> Params:
+        if self.compare.judge == "gold" and self.data.source != "world":
+            raise ValueError(
+                "compare.judge 'gold' is known only in the embedded world; use 'reward_model'"
+            )
+        if self.pairs.source == "sampled" and self.data.source != "world":
+            raise ValueError("pairs.source 'sampled' is labelled by the gold reward; use 'human'")
+        if self.pairs.source == "human" and self.data.source == "world":
+            raise ValueError("the embedded world has no human pairs; use pairs.source 'sampled'")
+        return self
+
+
+class Arm(BaseModel):
+    """One trained policy: a method and its point in the grid (None for SFT)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: Literal["sft", "dpo", "ppo"]
+    beta: GridNumber | None = None
+    learning_rate: GridNumber | None = None
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The arm's name, as `dvc.yaml` writes it in paths: `dpo-b0.1-lr0.001-s0`."""
+        if self.method == "sft":
+            return "sft"
+        return f"{self.method}-b{self.beta}-lr{self.learning_rate}-s{self.seed}"
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the arm's model lies, relative to the workspace."""
+        return Path("out/sft") if self.method == "sft" else Path("out", self.method, self.name)
+
+
+def arms(params: Params) -> list[Arm]:
+    """Every arm of the sweep, SFT first, then DPO and PPO in grid order."""
+    found = [Arm(method="sft")]
+    for method in ("dpo", "ppo"):
+        grid: Grid = getattr(params, method).grid
+        for beta, rate, seed in product(grid.beta, grid.learning_rate, grid.seed):
+            found.append(Arm(method=method, beta=beta, learning_rate=rate, seed=seed))  # type: ignore[arg-type]
+    return found
+
+
+def parse_params(values: Any, source: str = "params.yaml") -> Params:
+    """Validate parsed YAML. Raises `UserError` naming every wrong key."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise UserError(f"{source} is not valid:\n" + "\n".join(lines)) from None
+
+
+def _explain(detail: Any) -> str:
+    # A union's members show up in the location as type names: leave those out.
+    key = ".".join(
+        str(part)
+        for part in detail["loc"]
+        if not (isinstance(part, str) and part.startswith(("constrained", "int", "float")))
+    )
+    message = detail["msg"].removeprefix("Value error, ")
+    given = detail.get("input")
+    if detail["type"] == "extra_forbidden":
+        message = "unknown key; see params.yaml for the ones there are"
+    elif detail["type"] == "missing":
+        message = "this key is missing"
+    elif detail["type"] == "too_short":
+        message = "must list at least one value"
+    elif isinstance(given, str | int | float | bool | None):
+        message += f" (got {given!r})"
+        if isinstance(given, str) and detail["type"] in ("float_type", "int_type"):
+            message += "; YAML reads 1e-6 as text: write 1.0e-6"
+    return f"  {key or '(whole file)'}: {message}"
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a params file. Raises `UserError` with what to do."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing; run from the repository's root, or copy one from presets/"
+        ) from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    return parse_params(values, str(path))

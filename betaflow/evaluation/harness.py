@@ -1,0 +1,176 @@
+"""lm-eval (Gao et al. 2021) on a betaflow engine."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from betaflow.data.tokenise import encode
+from betaflow.errors import UserError
+from betaflow.progress import track
+from betaflow.sampling.engine import Engine, Request
+
+OWN_TASKS = Path(__file__).parent / "lm_eval_tasks"
+CHUNK = 256
+
+
+def run_harness(
+    engine: Engine, tasks: list[str], *, limit: int | None, cache: Path
+) -> dict[str, Any]:
+    """Run lm-eval tasks, this repository's own (no network) or the harness's, by name.
+
+    Args:
+        cache: an empty folder for the datasets library, so that no stale copy is read.
+
+    Returns:
+        `{"results": {task: {metric: value, metric_stderr: value}}, "n_samples": {task: n},
+        "higher_is_better": {task: {metric: bool}}}`; a metric without a standard error has none.
+    """
+    os.environ["HF_DATASETS_CACHE"] = str(cache)  # read when `datasets` is imported
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    own = {path.stem for path in OWN_TASKS.glob("*.yaml")}
+    only_own = {task.removeprefix("betaflow_") for task in tasks} <= own
+    manager = TaskManager(include_path=str(OWN_TASKS), include_defaults=not only_own)
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise UserError(f"lm-eval has no task {', '.join(unknown)}; `lm-eval ls tasks` lists them")
+    found = lm_eval.simple_evaluate(
+        model=_adapter(engine), tasks=tasks, limit=limit, task_manager=manager, bootstrap_iters=1000
+    )
+    return _tidy(found)
+
+
+def _tidy(found: Any) -> dict[str, Any]:
+    results: dict[str, dict[str, float]] = {}
+    for task, values in found["results"].items():
+        kept = results.setdefault(task, {})
+        for key, value in values.items():
+            # lm-eval writes "acc,none": the metric and the filter it was read through.
+            metric = key.removesuffix(",none").replace(",", "_").replace("_stderr_none", "_stderr")
+            if "_stderr,none" in key:
+                metric = key.removesuffix("_stderr,none") + "_stderr"
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                kept[metric] = float(value)
+        kept.pop("sample_len", None)
+        for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+            rows = found["samples"].get(task, [])
+            if metric in kept and rows and metric in rows[0]:
+                kept[f"{metric}_stderr"] = _ratio_error([row[metric] for row in rows], metric)
+    return {
+        "results": results,
+        "n_samples": {task: n["effective"] for task, n in found["n-samples"].items()},
+        "higher_is_better": {task: dict(v) for task, v in found["higher_is_better"].items()},
+    }
+
+
+def _ratio_error(rows: list[tuple[float, int]], metric: str) -> float:
+    """Standard error of exp(-sum L / sum W), or of bits, by the delta method over documents.
+
+    lm-eval has none for these metrics.
+    """
+    n, weight = len(rows), sum(w for _, w in rows)
+    if n < 2:
+        return math.nan
+    rate = sum(value for value, _ in rows) / weight
+    residual = sum((value - rate * w) ** 2 for value, w in rows) * n / (n - 1)
+    error = math.sqrt(residual) / weight
+    return error / math.log(2) if metric == "bits_per_byte" else error * math.exp(-rate)
+
+
+def _adapter(engine: Engine) -> Any:
+    """Our engine as lm-eval's `TemplateLM` (which can be imported only where lm-eval is)."""
+    from lm_eval.api.model import TemplateLM
+
+    class EngineLM(TemplateLM):
+        tokenizer = engine.tokenizer
+        tokenizer_name = "betaflow"
+        max_gen_toks = 256
+        # lm-eval asks for these; there is one process.
+        rank, world_size = 0, 1
+
+        @property
+        def eot_token_id(self) -> int:
+            return int(engine.tokenizer.eos_token_id)
+
+        @property
+        def prefix_token_id(self) -> int:
+            bos = engine.tokenizer.bos_token_id
+            return self.eot_token_id if bos is None else int(bos)
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, **_: Any
+        ) -> list[int]:
+            ids: list[int] = engine.tokenizer(
+                string, add_special_tokens=add_special_tokens is not False
+            ).input_ids
+            return ids
+
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            pair = encode(engine.tokenizer, context, continuation, finished=False)
+            return pair.prompt, pair.completion
+
+        def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+            pairs = [_fit(context, target, engine.max_length) for _, context, target in requests]
+            return _score(engine, pairs)
+
+        def loglikelihood_rolling(
+            self, requests: list[Any], disable_tqdm: bool = False
+        ) -> list[float]:
+            windows, owner = [], []
+            for index, request in enumerate(requests):
+                ids = self.tok_encode(request.args[0], add_special_tokens=False)
+                for window in _windows(ids, self.prefix_token_id, engine.max_length):
+                    windows.append(window)
+                    owner.append(index)
+            totals = [0.0] * len(requests)
+            for index, (logprob, _) in zip(owner, _score(engine, windows), strict=True):
+                totals[index] += logprob
+            return totals
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            drawn = []
+            for request in requests:
+                context, how = request.args
+                budget = int(how.get("max_gen_toks", self.max_gen_toks))
+                ids = self.tok_encode(context)[-(engine.max_length - budget) :]
+                temperature = float(how.get("temperature", 0.0)) if how.get("do_sample") else 0.0
+                drawn.append(Request(ids, temperature, 0, budget))
+            texts = [completion.text for completion in engine.generate(drawn)]
+            return [_until(t, r.args[1].get("until")) for t, r in zip(texts, requests, strict=True)]
+
+    return EngineLM()
+
+
+def _score(engine: Engine, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    found: list[tuple[float, bool]] = []
+    with track(len(pairs), "lm-eval", "sequence") as progress:
+        for start in range(0, len(pairs), CHUNK):
+            found += [(s.logprob, s.is_greedy) for s in engine.score(pairs[start : start + CHUNK])]
+            progress.update(len(found))
+    return found
+
+
+def _fit(context: list[int], target: list[int], longest: int) -> tuple[list[int], list[int]]:
+    """Cut a context from the left so that context and target fit (one token is left to draw)."""
+    target = target[-(longest - 2) :]
+    return context[-(longest - 1 - len(target)) :], target
+
+
+def _windows(ids: list[int], prefix: int, longest: int) -> list[tuple[list[int], list[int]]]:
+    """Disjoint windows over a document, the first after `prefix`, the others after one token."""
+    size, found = longest - 2, []
+    for start in range(0, len(ids), size):
+        before = [prefix] if start == 0 else ids[start - 1 : start]
+        found.append((before, ids[start : start + size]))
+    return found
+
+
+def _until(text: str, stops: list[str] | str | None) -> str:
+    for stop in [stops] if isinstance(stops, str) else stops or []:
+        if stop:
+            text = text.split(stop)[0]
+    return text

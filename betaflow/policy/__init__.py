@@ -1,0 +1,1 @@
+"""Policies: loading, and the log-probability of a completion."""

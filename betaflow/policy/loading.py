@@ -1,0 +1,123 @@
+"""Loading and saving models, in float32 master weights with dropout off."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from betaflow.errors import UserError
+
+disable_progress_bar()  # of loading and saving: seconds at most, and a line for each shard
+
+
+def device() -> torch.device:
+    """The GPU that this process may use, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """bfloat16 autocast over float32 weights, or nothing for `float32`."""
+    if precision == "bfloat16":
+        return torch.autocast(device().type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def load_tokenizer(
+    path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; one without a pad token pads with EOS (padding is masked by position)."""
+    tokenizer = _load(AutoTokenizer, path, revision, trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {path} has no EOS token; betaflow ends completions with it"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(
+    path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model in float32 on this process's device, dropout off."""
+    model = _load(AutoModelForCausalLM, path, revision, trust_remote_code, dtype=torch.float32)
+    return _ready(model)
+
+
+def load_reward_model(
+    path: str | Path, *, trust_remote_code: bool = False, new_head_seed: int | None = None
+) -> PreTrainedModel:
+    """Load a backbone with a scalar head.
+
+    With `new_head_seed` the head is drawn from N(0, 1/(d + 1)) (Huang et al. 2024, detail 11),
+    for a model that has none yet.
+    """
+    model = _load(
+        AutoModelForSequenceClassification,
+        path,
+        None,
+        trust_remote_code,
+        dtype=torch.float32,
+        num_labels=1,
+    )
+    if new_head_seed is not None:
+        generator = torch.Generator().manual_seed(new_head_seed)
+        width = model.score.weight.shape[-1]
+        draw = torch.randn(model.score.weight.shape, generator=generator)
+        with torch.no_grad():
+            model.score.weight.copy_(draw / (width + 1) ** 0.5)
+    return _ready(model)
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a `save_pretrained` folder (safetensors and tokenizer)."""
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+
+
+def _ready(model: PreTrainedModel) -> PreTrainedModel:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for name in vars(model.config):
+        # Attention dropout is read from the config at each forward pass, or kept by the layer.
+        if name in ("attention_dropout", "attn_pdrop"):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  (a plain attribute, not a tensor)
+    return model.to(device())  # type: ignore[arg-type]
+
+
+def _load(
+    kind: Any, path: str | Path, revision: str | None, trust_remote_code: bool, **options: Any
+) -> Any:
+    is_folder = Path(path).is_dir()
+    if not is_folder and (os.sep in str(path) and str(path).startswith((".", "/", "out"))):
+        raise UserError(f"there is no model folder {path}; run `make align` to make it")
+    try:
+        return kind.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code, **options
+        )
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{path} brings code of its own; if you trust it, set model.trust_remote_code: true"
+            ) from error
+        raise UserError(
+            f"could not load {path}: {error}\n"
+            "Check model.base (a folder, or a hub name and its revision) and the network."
+        ) from error

@@ -1,0 +1,166 @@
+"""Everything under out/ -> estimates.json, metrics.json, plots, tables and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from betaflow.config import Arm, Params
+from betaflow.errors import UserError
+from betaflow.io import atomic_file, read_json, read_jsonl, write_json
+from betaflow.report.estimates import Row, estimates, ppo_arm
+from betaflow.report.headline import best_row, headline_temperature, leads
+from betaflow.report.html import render_html
+from betaflow.report.plots import write_plots
+from betaflow.report.table import tidy, with_seconds, write_tables
+
+OUT = Path("out")
+IDENTITY = {"arm", "method", "beta", "learning_rate", "seed", "temperature"}
+
+
+def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
+    """Write what is a function of the stages' outputs: the same inputs give the same bytes.
+
+    Args:
+        params: settings; read here are `compare`, `promotion` and `sample.temperatures`.
+        folder: an existing folder that gets `estimates.json`, `metrics.json`, `plots/*.png`.
+        out: where the stages' outputs lie.
+
+    Returns:
+        A row per arm and temperature, floats rounded, None where nothing was measured.
+
+    Raises:
+        UserError: an input is missing or does not fit the others.
+    """
+    arms = read_arms(out)
+    samples = read_samples(arms, out)
+    summaries = {arm.name: read_json(_model(arm, out) / "summary.json") for arm in arms}
+    benchmarks = {arm.name: read_json(out / "benchmark" / f"{arm.name}.json") for arm in arms}
+    metrics = {
+        arm.name: read_jsonl(_model(arm, out) / "metrics.jsonl")
+        for arm in arms
+        if arm.method != "sft"
+    }
+    if all(arm.method == "sft" for arm in arms):
+        raise UserError("out/arms.json lists no trained arm; run `dvc repro arms`")
+    rows: list[Row] = tidy(estimates(arms, samples, summaries, benchmarks, params.compare))
+    best = best_row(rows, headline_temperature(params))["arm"]
+    document = {
+        "judge": params.compare.judge,
+        "confidence": params.compare.confidence,
+        "bootstrap": params.compare.bootstrap,
+        "temperature": headline_temperature(params),
+        "ppo_arm": ppo_arm(arms),
+        "best": best,
+        "leads": tidy(leads(best, arms, samples, params)),
+        "benchmarks": _about_benchmarks(benchmarks),
+        "rows": rows,
+    }
+    write_json(folder / "estimates.json", document)
+    write_json(folder / "metrics.json", flat_metrics(rows, document["temperature"]))
+    (folder / "plots").mkdir(exist_ok=True)
+    write_plots(document, metrics, folder / "plots")
+    return rows
+
+
+def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
+    """Write table.csv, table.json and report.html from what `build` left in `folder`.
+
+    Apart from `build`'s numbers these hold wall time, measured once on this machine
+    (`out/.local/timings`), and so are not hashed.
+
+    Returns:
+        The table's rows: `build`'s with `train_seconds`.
+    """
+    arms = read_arms(out)
+    document = read_json(folder / "estimates.json")
+    seconds = read_seconds(out)
+    rows = with_seconds(document["rows"], seconds)
+    write_tables(rows, folder)
+    text = render_html(
+        params,
+        {**document, "rows": rows},
+        arms,
+        read_samples(arms, out),
+        plots=folder / "plots",
+        facts=_facts(out),
+        seconds=seconds,
+    )
+    with atomic_file(folder / "report.html") as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return rows
+
+
+def read_arms(out: Path = OUT) -> list[Arm]:
+    """The sweep's arms, from `arms.json`."""
+    return [
+        Arm(**{key: value for key, value in row.items() if key in Arm.model_fields})
+        for row in read_json(out / "arms.json")
+    ]
+
+
+def read_samples(arms: Sequence[Arm], out: Path = OUT) -> dict[str, pd.DataFrame]:
+    """By arm name, its scored completions."""
+    found = {}
+    for arm in arms:
+        path = out / "samples" / f"{arm.name}.parquet"
+        try:
+            found[arm.name] = pd.read_parquet(path)
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is missing; run `make align` (or `dvc repro`) to make it"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it and run again") from None
+    return found
+
+
+def read_seconds(out: Path = OUT) -> dict[str, float]:
+    """By arm or stage name, its training's wall time, as far as it was measured here."""
+    found = {}
+    for path in sorted((out / ".local" / "timings").glob("*.json")):
+        value = read_json(path).get("train_seconds")
+        if isinstance(value, int | float):
+            found[path.stem] = float(value)
+    return found
+
+
+def flat_metrics(rows: Sequence[Row], temperature: float) -> dict[str, dict[str, Any]]:
+    """By arm, its numbers at one temperature, for `dvc metrics`. Intervals stay in the table."""
+    return {
+        row["arm"]: {
+            name: value
+            for name, value in row.items()
+            if name not in IDENTITY
+            and not name.endswith(("_low", "_high", "_stderr"))
+            and value is not None
+        }
+        for row in rows
+        if row["temperature"] == temperature
+    }
+
+
+def _model(arm: Arm, out: Path) -> Path:
+    return out / arm.model_dir.relative_to("out")
+
+
+def _about_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What is the same for every arm: documents a task and which way is better."""
+    first = next(iter(benchmarks.values()), {})
+    return {key: first.get(key, {}) for key in ("n_samples", "higher_is_better")}
+
+
+def _facts(out: Path) -> dict[str, Any]:
+    """Sizes for the report's opening paragraph; what is not there is left out."""
+    facts = {}
+    for name, path in [
+        ("data", out / "data" / "statistics.json"),
+        ("pairs", out / "pairs" / "statistics.json"),
+        ("sft", out / "sft" / "summary.json"),
+    ]:
+        if path.exists():
+            facts[name] = read_json(path)
+    return facts

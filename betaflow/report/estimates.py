@@ -1,0 +1,188 @@
+"""Samples, summaries and benchmarks of every arm -> the numbers of the comparison.
+
+All of it is a function of those inputs and of `compare` in params.yaml. Measured wall time is
+not, and is added where the table is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from betaflow.config import Arm, CompareSettings
+from betaflow.errors import UserError
+from betaflow.evaluation.bootstrap import Estimate, mean_interval
+from betaflow.evaluation.win_rate import KEYS, paired_scores, preferences, win_rate
+
+Row = dict[str, Any]
+KL_TEMPERATURE = 1.0  # a policy is its distribution at T = 1; KL is about that one
+JUDGES = {"gold": "gold_reward", "reward_model": "reward_model"}
+COLUMNS = [*KEYS, "domain", "prompt", "completion", "finish_reason", "completion_tokens", "kl"]
+COLUMNS += ["gold_reward", "reward_model"]
+SFT = "sft"
+
+
+def estimates(
+    arms: Sequence[Arm],
+    samples: Mapping[str, pd.DataFrame],
+    summaries: Mapping[str, Mapping[str, Any]],
+    benchmarks: Mapping[str, Mapping[str, Any]],
+    settings: CompareSettings,
+) -> list[Row]:
+    """A row per arm (in the order given, SFT first) and temperature (rising).
+
+    Args:
+        arms: the sweep.
+        samples: by arm name, its scored completions (columns of `COLUMNS`).
+        summaries: by arm name, its `summary.json`.
+        benchmarks: by arm name, its lm-eval results.
+        settings: the judge and how to resample.
+
+    Returns:
+        Rows with the columns of table.csv except train_seconds. Estimates are over in-domain
+        prompts (`gold_reward_ood`: over the second domain's) and have `_low` and `_high`
+        beside them; what was not measured is NaN. `kl` is the arm's at T = 1 on every row.
+
+    Raises:
+        UserError: an arm's samples lack a column, a score or a partner.
+    """
+    check_samples(arms, samples, settings)
+    inside = {arm.name: samples[arm.name].query("domain == 'in'") for arm in arms}
+    outside = {arm.name: samples[arm.name].query("domain == 'out'") for arm in arms}
+    baselines = {"sft": SFT, "ppo": ppo_arm(arms)}
+    temperatures = sorted(set(inside[SFT]["temperature"]))
+    rows = []
+    for arm in arms:
+        rated = {
+            name: None if other is None else judged(inside[arm.name], inside[other], settings)
+            for name, other in baselines.items()
+        }
+        scores = benchmark_scores(benchmarks[arm.name], benchmarks[SFT])
+        for temperature in temperatures:
+            row: Row = {"arm": arm.name, **arm.model_dump(), "temperature": temperature}
+            row |= _sample_estimates(inside[arm.name], outside[arm.name], temperature, settings)
+            for name, verdicts in rated.items():
+                row |= _win_estimate(f"win_rate_vs_{name}", verdicts, temperature, settings)
+            row["train_tokens"] = summaries[arm.name].get("train_tokens", float("nan"))
+            rows.append(row | scores)
+    return rows
+
+
+def judge_column(settings: CompareSettings) -> str:
+    """The samples' column that decides a win."""
+    return JUDGES[settings.judge]
+
+
+def ppo_arm(arms: Sequence[Arm]) -> str | None:
+    """The PPO arm that others are compared with: the first in grid order."""
+    return next((arm.name for arm in arms if arm.method == "ppo"), None)
+
+
+def interval(values: Any, clusters: Any, settings: CompareSettings) -> Estimate:
+    """`mean_interval` as `compare` in params.yaml asks."""
+    return mean_interval(
+        values,
+        clusters,
+        resamples=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+
+
+def judged(a: pd.DataFrame, b: pd.DataFrame, settings: CompareSettings) -> pd.DataFrame:
+    """Paired samples of two arms with the judge's `preference` of a over b."""
+    pairs = paired_scores(a, b, judge_column(settings))
+    return pairs.assign(preference=preferences(pairs["score_a"], pairs["score_b"]))
+
+
+def benchmark_scores(benchmark: Mapping[str, Any], sft: Mapping[str, Any]) -> Row:
+    """lm-eval scores, flat: `task/metric`, `task/metric_stderr` and `task/metric_vs_sft`."""
+    scores: Row = {}
+    for task, metrics in sorted(benchmark.get("results", {}).items()):
+        reference = sft.get("results", {}).get(task, {})
+        for metric, value in sorted(metrics.items()):
+            if metric.endswith("_stderr") or not _is_number(value):
+                continue
+            scores[f"{task}/{metric}"] = float(value)
+            scores[f"{task}/{metric}_stderr"] = _number(metrics.get(f"{metric}_stderr"))
+            scores[f"{task}/{metric}_vs_sft"] = float(value) - _number(reference.get(metric))
+    return scores
+
+
+def check_samples(
+    arms: Sequence[Arm], samples: Mapping[str, pd.DataFrame], settings: CompareSettings
+) -> None:
+    """Raise `UserError` unless every arm's samples can be compared with SFT's."""
+    judge = judge_column(settings)
+    for arm in arms:
+        table = samples[arm.name]
+        again = f"delete out/samples/{arm.name}.parquet and run again"
+        missing = [column for column in COLUMNS if column not in table.columns]
+        if missing:
+            raise UserError(f"samples of {arm.name} have no column {missing[0]!r}; {again}")
+        table = table[table["domain"] == "in"]
+        if table.empty:
+            raise UserError(f"there are no in-domain samples of {arm.name}; {again}")
+        unscored = int(table[judge].isna().sum())
+        if unscored == len(table):
+            other = "reward_model" if settings.judge == "gold" else "gold"
+            raise UserError(
+                f"compare.judge is {settings.judge!r}, but no sample of {arm.name} has a "
+                f"{judge}; set compare.judge: {other}"
+            )
+        if unscored:
+            raise UserError(
+                f"{unscored} of {len(table)} samples of {arm.name} have no {judge}; {again}"
+            )
+
+
+def _sample_estimates(
+    inside: pd.DataFrame, outside: pd.DataFrame, temperature: float, settings: CompareSettings
+) -> Row:
+    """What is estimated from one arm's samples alone."""
+    here = inside[inside["temperature"] == temperature]
+    there = outside[outside["temperature"] == temperature]
+    own = inside[inside["temperature"] == KL_TEMPERATURE]
+    row: Row = {"prompts": int(here["prompt_id"].nunique()), "samples": len(here)}
+    row["finished"] = float((here["finish_reason"] == "stop").mean())
+    for name, table, column in [
+        ("gold_reward", here, "gold_reward"),
+        ("reward_model", here, "reward_model"),
+        ("kl", own, "kl"),
+        ("gold_reward_ood", there, "gold_reward"),
+        ("completion_tokens", here, "completion_tokens"),
+    ]:
+        row |= _spread(name, interval(table[column], table["prompt_id"], settings))
+    return row
+
+
+def _win_estimate(
+    name: str, verdicts: pd.DataFrame | None, temperature: float, settings: CompareSettings
+) -> Row:
+    if verdicts is None:
+        return dict.fromkeys([name, f"{name}_low", f"{name}_high"], float("nan"))
+    here = verdicts[verdicts["temperature"] == temperature]
+    found = win_rate(
+        here["preference"],
+        here["prompt_id"],
+        resamples=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+    return _spread(name, found)
+
+
+def _spread(name: str, found: Estimate) -> Row:
+    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> float:
+    # lm-eval writes "N/A" for a standard error that it does not estimate.
+    return float(value) if _is_number(value) else float("nan")

@@ -1,0 +1,131 @@
+"""The comparison in words and a few numbers: which arm wins, and what can't be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from betaflow.config import Arm, Params
+from betaflow.report.estimates import SFT, Row, interval, judged
+
+Document = dict[str, Any]
+
+
+def headline_temperature(params: Params) -> float:
+    """The temperature that the headline reads: promotion's, or 1 if nothing was sampled there."""
+    asked = float(params.promotion.temperature)
+    return asked if asked in params.sample.temperatures else 1.0
+
+
+def best_row(rows: Sequence[Row], temperature: float) -> Row:
+    """The trained arm with the highest win rate against SFT; the first of equals."""
+    trained = [r for r in rows if r["temperature"] == temperature and r["arm"] != SFT]
+    return max(trained, key=lambda row: row["win_rate_vs_sft"])
+
+
+def leads(
+    best: str, arms: Sequence[Arm], samples: Mapping[str, pd.DataFrame], params: Params
+) -> list[Row]:
+    """How far the best arm's win rate against SFT lies above every other trained arm's.
+
+    The difference is taken sample by sample over the same prompts, so its interval is narrower
+    than the two arms' own intervals would suggest.
+
+    Returns:
+        Rows arm, difference, difference_low, difference_high, in the sweep's order.
+    """
+    temperature = headline_temperature(params)
+    at = {
+        name: table[(table["temperature"] == temperature) & (table["domain"] == "in")]
+        for name, table in samples.items()
+    }
+    verdicts = {
+        arm.name: judged(at[arm.name], at[SFT], params.compare).set_index(
+            ["prompt_id", "temperature", "seed"]
+        )["preference"]
+        for arm in arms
+        if arm.name != SFT
+    }
+    rows = []
+    for name, other in verdicts.items():
+        if name == best:
+            continue
+        difference = verdicts[best] - other.reindex(verdicts[best].index)
+        prompts = difference.index.get_level_values("prompt_id")
+        found = interval(difference.to_numpy(), prompts.to_numpy(), params.compare)
+        rows.append(
+            {
+                "arm": name,
+                "difference": found.estimate,
+                "difference_low": found.low,
+                "difference_high": found.high,
+            }
+        )
+    return rows
+
+
+def sentences(document: Document) -> list[str]:
+    """The headline, a sentence an item, in plain text. `document` is `estimates.json`."""
+    temperature, level = document["temperature"], f"{document['confidence']:.0%}"
+    row = next(
+        r
+        for r in document["rows"]
+        if r["arm"] == document["best"] and r["temperature"] == temperature
+    )
+    rate = _percent(row, "win_rate_vs_sft")
+    first = f"{describe(row)} has the highest win rate against SFT at T = {temperature:g}"
+    size = f"{row['prompts']} prompts, {row['samples']} samples"
+    found = [f"{first}: {rate} ({level} interval, {size})."]
+    if not _above(row["win_rate_vs_sft_low"], 0.5):
+        found.append("Its interval reaches one half, so no arm is shown to beat SFT.")
+    found.append(_tied(document["leads"]))
+    found.append(_against_ppo(row, document["ppo_arm"]))
+    if document["judge"] == "reward_model":
+        found.append(
+            "The judge is the reward model that PPO was trained on, and it favours PPO: "
+            "a model that learned to please it wins here whether or not people would agree."
+        )
+    return [sentence for sentence in found if sentence]
+
+
+def describe(row: Row) -> str:
+    """An arm in words: `DPO at β = 0.1 (dpo-b0.1-lr0.001-s0)`."""
+    if row["method"] == "sft":
+        return "SFT (sft)"
+    return f"{row['method'].upper()} at β = {row['beta']:g} ({row['arm']})"
+
+
+def _tied(leads: Sequence[Row]) -> str:
+    level = [r["arm"] for r in leads if not _above(r["difference_low"], 0.0)]
+    if not leads:
+        return ""
+    if not level:
+        return "Its lead over every other arm is larger than chance explains."
+    first = "It is not distinguishable from " + ", ".join(level)
+    return f"{first}: the paired difference of the win rates could as well be zero."
+
+
+def _against_ppo(row: Row, baseline: str | None) -> str:
+    if baseline is None or baseline == row["arm"]:
+        return ""
+    rate = _percent(row, "win_rate_vs_ppo")
+    low, high = row["win_rate_vs_ppo_low"], row["win_rate_vs_ppo_high"]
+    if _above(low, 0.5):
+        verdict = "it is preferred to PPO"
+    elif high is not None and high < 0.5:
+        verdict = "PPO is preferred to it"
+    else:
+        verdict = "the interval holds one half, so neither is shown to be better"
+    return f"Against {baseline} on the same prompts it wins {rate}: {verdict}."
+
+
+def _above(low: float | None, mark: float) -> bool:
+    return low is not None and low > mark
+
+
+def _percent(row: Row, name: str) -> str:
+    if row[f"{name}_low"] is None:
+        return f"{row[name]:.1%} (no interval)"
+    return f"{row[name]:.1%} [{row[f'{name}_low']:.1%}, {row[f'{name}_high']:.1%}]"

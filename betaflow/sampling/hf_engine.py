@@ -1,0 +1,110 @@
+"""The Hugging Face engine: `generate` in batches of like length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from betaflow.data.tokenise import Encoded, collate
+from betaflow.policy.loading import device, load_policy, load_tokenizer
+from betaflow.policy.logps import by_length, scatter, token_logits
+from betaflow.sampling.engine import Completion, Request, Scored
+
+
+class HFEngine:
+    """Completes and scores with a transformers model, its own or one that is being trained."""
+
+    name = "hf"
+
+    def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int) -> None:
+        self.model: Any = model
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.max_length = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, batch_size: int, trust_remote_code: bool = False
+    ) -> HFEngine:
+        """Load a model folder or hub name."""
+        return cls(
+            load_policy(path, trust_remote_code=trust_remote_code).eval(),
+            load_tokenizer(path, trust_remote_code=trust_remote_code),
+            batch_size,
+        )
+
+    @torch.inference_mode()
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        """Draw in batches of one temperature and budget; a batch is seeded by its requests."""
+        found: list[Completion | None] = [None] * len(requests)
+        kinds: dict[tuple[float, int], list[int]] = {}
+        for index, request in enumerate(requests):
+            kinds.setdefault((request.temperature, request.max_new_tokens), []).append(index)
+        for (temperature, budget), members in kinds.items():
+            encoded = [Encoded(requests[i].prompt_ids, []) for i in members]
+            for group in by_length(encoded, self.batch_size):
+                batch = [members[i] for i in group]
+                drawn = self._draw([requests[i] for i in batch], temperature, budget)
+                for index, completion in zip(batch, drawn, strict=True):
+                    found[index] = completion
+        return [completion for completion in found if completion is not None]
+
+    def _draw(self, requests: list[Request], temperature: float, budget: int) -> list[Completion]:
+        longest = max(len(r.prompt_ids) for r in requests)
+        pad = self.tokenizer.pad_token_id
+        rows = [[pad] * (longest - len(r.prompt_ids)) + r.prompt_ids for r in requests]
+        mask = [[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests]
+        how: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        seed = hash(tuple(r.seed for r in requests)) % 2**63
+        devices = [device()] if device().type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            output = self.model.generate(
+                input_ids=torch.tensor(rows, device=device()),
+                attention_mask=torch.tensor(mask, device=device()),
+                max_new_tokens=budget,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=pad,
+                output_logits=True,
+                return_dict_in_generate=True,
+                **how,
+            )
+        drawn = output.sequences[:, longest:]
+        logps = torch.stack(
+            [
+                torch.log_softmax(logits.float(), -1).gather(-1, drawn[:, t, None]).squeeze(-1)
+                for t, logits in enumerate(output.logits)
+            ],
+            dim=1,
+        )
+        return [
+            self._completion(ids, values) for ids, values in zip(drawn.tolist(), logps, strict=True)
+        ]
+
+    def _completion(self, ids: list[int], logps: torch.Tensor) -> Completion:
+        eos = self.tokenizer.eos_token_id
+        stopped = eos in ids
+        kept = ids[: ids.index(eos) + 1] if stopped else ids
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        logprob = float(logps[: len(kept)].sum())
+        return Completion(kept, text, "stop" if stopped else "length", logprob)
+
+    @torch.inference_mode()
+    def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Scored]:
+        """Score by one forward pass a batch."""
+        sequences = [Encoded(context, continuation) for context, continuation in pairs]
+        found: list[Scored | None] = [None] * len(pairs)
+        for group in by_length(sequences, self.batch_size):
+            batch = collate([sequences[i] for i in group], self.tokenizer.pad_token_id).to(device())
+            logits, targets = token_logits(self.model, batch)
+            mask = batch.completion_mask[:, 1:]
+            logps = torch.log_softmax(logits, -1).gather(-1, targets[:, None]).squeeze(-1)
+            sums = scatter(logps, mask).sum(-1)
+            wrong = scatter((logits.argmax(-1) != targets).float(), mask).sum(-1)
+            for row, index in enumerate(group):
+                found[index] = Scored(float(sums[row]), bool(wrong[row] == 0))
+        return [scored for scored in found if scored is not None]

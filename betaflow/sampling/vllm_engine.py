@@ -1,0 +1,108 @@
+"""The vLLM engine, in this process, on CPU and GPU alike."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from betaflow.errors import UserError
+from betaflow.policy.loading import load_tokenizer
+from betaflow.sampling.engine import Completion, Request, Scored
+
+
+class VLLMEngine:
+    """Completes and scores with vLLM in float32 on the CPU, the model's own type on a GPU."""
+
+    name = "vllm"
+
+    def __init__(self, path: str | Path, *, threads: int, trust_remote_code: bool = False) -> None:
+        _environment(threads)
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise UserError(
+                f"vLLM is not installed here ({error}); install the `cpu` or `gpu` extra, or set "
+                "`engine: hf` in params.yaml to sample with transformers"
+            ) from error
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+        self.tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+        self.llm = LLM(
+            model=str(path),
+            tokenizer=str(path),
+            dtype="auto" if on_gpu else "float32",
+            enforce_eager=not on_gpu,
+            disable_log_stats=True,
+            enable_prefix_caching=False,
+            trust_remote_code=trust_remote_code,
+            max_num_seqs=256,
+        )
+        self.max_length = int(self.llm.llm_engine.model_config.max_model_len)
+
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        """Draw with a seed a request: the order of the requests does not matter."""
+        from vllm import SamplingParams
+
+        eos = self.tokenizer.eos_token_id
+        params = [
+            SamplingParams(
+                temperature=r.temperature,
+                seed=r.seed,
+                max_tokens=r.max_new_tokens,
+                logprobs=0,
+                stop_token_ids=[eos],
+                detokenize=False,
+            )
+            for r in requests
+        ]
+        outputs = self._run([r.prompt_ids for r in requests], params)
+        return [self._completion(output.outputs[0]) for output in outputs]
+
+    def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Scored]:
+        """Score from the log-probabilities that vLLM gives for prompt tokens."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        ] * len(pairs)
+        outputs = self._run([context + continuation for context, continuation in pairs], params)
+        return [
+            _scored(output.prompt_logprobs, context, continuation)
+            for output, (context, continuation) in zip(outputs, pairs, strict=True)
+        ]
+
+    def _run(self, prompts: list[list[int]], params: list[Any]) -> list[Any]:
+        if not prompts:
+            return []
+        tokens: Any = [{"prompt_token_ids": ids} for ids in prompts]
+        outputs: list[Any] = self.llm.generate(tokens, params, use_tqdm=False)
+        return outputs
+
+    def _completion(self, output: Any) -> Completion:
+        ids = list(output.token_ids)
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        logprob = sum(step[token].logprob for step, token in zip(output.logprobs, ids, strict=True))
+        return Completion(ids, text, output.finish_reason, float(logprob))
+
+
+def _scored(logprobs: list[Any], context: list[int], continuation: list[int]) -> Scored:
+    found = [
+        step[token] for step, token in zip(logprobs[len(context) :], continuation, strict=True)
+    ]
+    return Scored(sum(f.logprob for f in found), all(f.rank == 1 for f in found))
+
+
+def _environment(threads: int) -> None:
+    # Read by vLLM when it is imported. In this process: no second one to outlive a kill.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ["DO_NOT_TRACK"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # vLLM would pin every process to the same cores; several stages run at once here.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,100 @@
+"""The Bradley-Terry reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from betaflow.data.tokenise import Encoded, collate
+from betaflow.objectives.bradley_terry import bradley_terry_loss
+from betaflow.policy.loading import autocast, device
+from betaflow.policy.rewards import all_sequence_scores, sequence_scores
+from betaflow.training import loop
+from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
+
+if TYPE_CHECKING:
+    from betaflow.config import RewardSettings
+
+Pairs = tuple[list[Encoded], list[Encoded]]
+
+
+def train_reward(
+    model: nn.Module,
+    pairs: Pairs,
+    held_out: Pairs,
+    settings: RewardSettings,
+    *,
+    pad: int,
+    precision: str,
+    fingerprint: str,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[loop.Trained, dict[str, float]]:
+    """Train in place on (chosen, rejected) sequences; return metrics and held-out figures.
+
+    Metrics of a step: `loss`, `accuracy`, `margin` (means over pairs), `grad_norm`,
+    `learning_rate`, `tokens`.
+    """
+    chosen, rejected = pairs
+    steps = loop.total_steps(len(chosen), settings.batch_size, settings.epochs)
+    optimizer = make_optimizer(settings, model.parameters())
+
+    def update(step: int) -> dict[str, float]:
+        indices = loop.batch_indices(len(chosen), settings.batch_size, settings.seed, step)
+        # Within a step the order is free: like lengths together leave little padding.
+        indices.sort(key=lambda i: (max(chosen[i].length, rejected[i].length), i))
+        total = accurate = margin = 0.0
+        tokens = 0
+        for group in loop.micro_batches(indices, settings.micro_batch_size):
+            sequences = [chosen[i] for i in group] + [rejected[i] for i in group]
+            batch = collate(sequences, pad).to(device())
+            with autocast(precision):
+                first, second = sequence_scores(model, batch).chunk(2)
+            loss = bradley_terry_loss(first, second).sum() / len(indices)
+            loss.backward()
+            total += loss.item()
+            accurate += float((first > second).sum()) / len(indices)
+            margin += float((first - second).detach().sum()) / len(indices)
+            tokens += int(batch.attention_mask.sum())
+        rate = learning_rate(settings, settings.learning_rate, step, steps)
+        norm = optimizer_step(optimizer, rate, settings.max_grad_norm)
+        return {
+            "loss": total,
+            "accuracy": accurate,
+            "margin": margin,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "tokens": tokens,
+        }
+
+    model.train()
+    trained = loop.fit(
+        "reward",
+        steps,
+        update,
+        modules={"reward": model},
+        optimizer=optimizer,
+        fingerprint=fingerprint,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        show=("loss", "accuracy"),
+        on_step=on_step,
+    )
+    model.eval()
+
+    def scores(sequences: list[Encoded]) -> torch.Tensor:
+        size = 2 * settings.micro_batch_size
+        return all_sequence_scores(model, sequences, pad=pad, batch_size=size, precision=precision)
+
+    at_reference = scores(chosen + rejected)
+    figures = {
+        "score/mean": float(at_reference.mean()),
+        "score/std": float(at_reference.std()),
+    }
+    if held_out[0]:
+        first, second = scores(held_out[0]), scores(held_out[1])
+        figures["eval/loss"] = float(bradley_terry_loss(first, second).mean())
+        figures["eval/accuracy"] = float((first > second).float().mean())
+        figures["eval/pairs"] = float(len(first))
+    return trained, figures

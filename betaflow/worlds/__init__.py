@@ -1,0 +1,1 @@
+"""Embedded worlds: text generators whose reward is known exactly."""

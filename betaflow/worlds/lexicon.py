@@ -1,0 +1,103 @@
+"""The words of the controlled-sentiment world.
+
+Opinion words carry a polarity and a strength; every other word is neutral. The evidence for
+the latent sentiment is in the opinion words alone, so that its posterior can be read off a text.
+"""
+
+from __future__ import annotations
+
+STRONG, MILD = "strong", "mild"
+
+# adjectives[(polarity, strength)]
+ADJECTIVES: dict[tuple[int, str], list[str]] = {
+    (+1, STRONG): (
+        "brilliant superb wonderful magnificent stunning unforgettable perfect extraordinary "
+        "masterful flawless"
+    ).split(),
+    (+1, MILD): (
+        "good nice pleasant charming funny warm solid clever fresh likable touching enjoyable "
+        "decent sweet lively"
+    ).split(),
+    (-1, STRONG): (
+        "awful terrible horrible dreadful unwatchable atrocious disastrous worthless pathetic painful"
+    ).split(),
+    (-1, MILD): (
+        "bad dull slow weak flat boring clumsy predictable thin silly tired confusing messy bland "
+        "forgettable"
+    ).split(),
+}
+VERBS: dict[tuple[int, str], list[str]] = {
+    (+1, STRONG): ["loved", "adored"],
+    (+1, MILD): ["liked", "enjoyed", "admired"],
+    (-1, STRONG): ["hated", "despised"],
+    (-1, MILD): ["disliked", "regretted", "resented"],
+}
+NOUNS: dict[tuple[int, str], list[str]] = {
+    (+1, STRONG): ["masterpiece", "triumph"],
+    (+1, MILD): ["delight", "treat", "gem"],
+    (-1, STRONG): ["disaster", "catastrophe"],
+    (-1, MILD): ["disappointment", "bore", "letdown"],
+}
+OPINIONS: dict[str, tuple[int, str]] = {
+    word: kind
+    for table in (ADJECTIVES, VERBS, NOUNS)
+    for kind, words in table.items()
+    for word in words
+}
+
+NEGATORS = ["not", "never", "hardly"]
+INTENSIFIERS = ["really", "very", "quite", "so", "truly", "rather"]
+
+PEOPLE = (
+    "anna david maria peter julia marcus elena victor sarah oscar nina thomas clara hugo irene felix"
+).split()
+ROLES = (
+    "detective teacher soldier dancer doctor farmer painter thief sailor widow lawyer pilot singer "
+    "priest journalist gambler"
+).split()
+DEEDS = (
+    "finds loses follows leaves meets saves hides steals remembers forgets visits discovers protects "
+    "chases"
+).split()
+OBJECTS = (
+    "letter secret map ring diary painting key photograph fortune dog brother daughter".split()
+)
+PLACES = ("paris london berlin rome chicago boston vienna brooklyn").split()
+SETTINGS = (
+    "village desert school hospital ship farm castle hotel prison theater forest harbor".split()
+)
+TIMES = "war storm wedding funeral winter summer trial strike".split()
+ADVERBS = "slowly suddenly quietly finally secretly often".split()
+
+
+class Domain:
+    """The nouns of one kind of review."""
+
+    def __init__(
+        self, works: str, kinds: str, aspects: str, parts: str, makers: str, consumed: str
+    ) -> None:
+        self.works, self.kinds = works.split(), kinds.split()
+        self.aspects, self.parts = aspects.split(), parts.split()
+        self.makers, self.consumed = makers.split(), consumed.split()
+
+
+MOVIES = Domain(
+    works="movie film picture drama comedy thriller western romance sequel musical mystery documentary",
+    kinds="romantic historical animated french italian modern independent quiet",
+    aspects=(
+        "plot story script acting ending music photography dialogue editing pacing humor cast "
+        "soundtrack direction opening finale lighting"
+    ),
+    parts="actors characters scenes jokes effects songs costumes performances",
+    makers="director writer producer star",
+    consumed="watched saw rented finished",
+)
+# Held out of all training: book reviews share the opinions and differ in the nouns.
+BOOKS = Domain(
+    works="novel book memoir trilogy biography paperback",
+    kinds="gothic russian literary illustrated translated short",
+    aspects="prose narration style plot ending language structure premise vocabulary",
+    parts="chapters characters pages sentences metaphors footnotes",
+    makers="author narrator translator poet",
+    consumed="read opened borrowed finished",
+)

@@ -1,0 +1,105 @@
+"""What a flow run by hand needs: Prefect's settings, an API to talk to, and signals.
+
+Prefect reads its settings when it is imported: call `by_hand` before that.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from types import FrameType
+
+from betaflow.errors import UserError
+
+START_WAIT = 120.0  # seconds; its first start makes a database, slowly on a busy machine
+
+
+def by_hand() -> None:
+    """Set what a run without servers needs; what the user has set stays."""
+    defaults = {
+        "PREFECT_HOME": str(Path.cwd() / ".prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+        # Our own display says what happens; Prefect keeps its log in its database all the same.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def start_api() -> AbstractContextManager[object]:
+    """Start a temporary Prefect API, unless the settings name a server; use it within `with`.
+
+    Prefect would start one by itself. Ours has a session of its own, since Ctrl-C must not
+    end it before the stages have stopped and their states are recorded; and it spares this
+    process the import of the server, several seconds of every run. It ends when this program
+    does, after Prefect's threads have sent the last of the log.
+    """
+    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+    if PREFECT_API_URL.value():
+        return nullcontext()
+    port = _free_port()
+    command = "uvicorn --factory prefect.server.api.server:create_app --log-level error"
+    # As Prefect starts its temporary server: no UI, no services but the needed ones.
+    plain = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", *command.split(), "--host", "127.0.0.1", "--port", str(port)],
+        env=os.environ | settings | plain | {"PREFECT__SERVER_FINAL": "1"},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    atexit.register(_end, server)
+    url = f"http://127.0.0.1:{port}/api"
+    _wait_for(server, f"{url}/health")
+    return temporary_settings({PREFECT_API_URL: url})
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(server: subprocess.Popen[bytes], url: str) -> None:
+    until = time.monotonic() + START_WAIT
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            break
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.1)
+    raise UserError(
+        "Prefect's temporary server did not start; its message is above. To have a fresh "
+        f"database, remove {os.environ['PREFECT_HOME']}"
+    )
+
+
+def catch_signals() -> None:
+    """Make SIGINT, SIGTERM and SIGHUP unwind the program, so that the stages are ended."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    # A script's background job starts with SIGINT ignored; asked directly, it should stop.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, leave)

@@ -1,0 +1,210 @@
+"""Run the stages that are out of date as Prefect tasks, in parallel within limits."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled
+
+from betaflow.config import RunSettings
+from betaflow.errors import UserError
+from flows.display import Display, Meter, is_chatter, read_progress
+from flows.graph import Graph, waiting_on
+from flows.stages import (
+    GRACE,
+    KILL_WAIT,
+    StageFailed,
+    StageStopped,
+    end_processes,
+    of_workspace,
+    run_stage,
+)
+
+LOG_PROGRESS_EVERY = 15.0  # seconds between two lines of a stage's progress in Prefect's log
+AGAIN = "running it again goes on from there"
+
+
+class StagesFailed(Exception):
+    """One message for the run: which stages failed, with their last lines, and what did not run."""
+
+
+class Slots:
+    """Places to run in: for CPU stages a count, for device stages the ids of the GPUs."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.free: dict[str, list[str]] = {"cpu": [""] * settings.jobs}
+        if settings.gpus:
+            self.free["device"] = _gpu_ids(settings.gpus)
+
+    def take(self, resource: str) -> tuple[str, str] | None:
+        """A free place for a stage, as (kind, GPU id or empty), or None."""
+        kind = resource if resource in self.free else "cpu"
+        return (kind, self.free[kind].pop(0)) if self.free[kind] else None
+
+    def give_back(self, slot: tuple[str, str]) -> None:
+        """Make a place free again."""
+        self.free[slot[0]].append(slot[1])
+
+
+def _gpu_ids(count: int) -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = [str(n) for n in range(count)] if visible is None else visible.split(",")
+    if len(ids) < count or "" in ids:
+        raise UserError(f"run.gpus is {count}, but CUDA_VISIBLE_DEVICES is {visible!r}")
+    return ids[:count]
+
+
+def run_all(
+    workspace: Path, graph: Graph, dirty: set[str], settings: RunSettings, display: Display
+) -> None:
+    """Submit stages as their upstream ends and slots are free, until none is left.
+
+    A failed stage takes along only what needs it. Raises `StagesFailed`. On an interruption
+    (Ctrl-C, cancellation) every stage is ended before the exception goes on up.
+    """
+    stop = threading.Event()
+    stage_task = _stage_task(workspace, stop, display)
+    slots = Slots(settings)
+    needed_by = waiting_on(graph)
+    # First what most others wait for; between equals, as in dvc.yaml.
+    waiting = sorted((n for n in graph if n in dirty), key=lambda name: -needed_by[name])
+    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+    futures: dict[str, PrefectFuture[Any]] = {}
+    taken: dict[str, tuple[str, str]] = {}
+    lost: dict[str, str] = {}  # stage -> its failure, or "" where it was not run
+
+    def submit(name: str, gpu: str) -> None:
+        upstream = [futures[needed] for needed in graph[name].upstream if needed in futures]
+        futures[name] = stage_task.submit(name, gpu, wait_for=upstream)
+        futures[name].add_done_callback(lambda _: ended.put(name))
+
+    try:
+        while waiting or taken:
+            for name in list(waiting):
+                upstream = dirty.intersection(graph[name].upstream)
+                if any(needed in waiting or needed in taken for needed in upstream):
+                    continue
+                if any(needed in lost for needed in upstream):
+                    lost[name] = ""
+                    submit(name, "")  # Prefect shows it as not ready
+                elif slot := slots.take(graph[name].resource):
+                    taken[name] = slot
+                    submit(name, slot[1])
+                else:
+                    continue
+                waiting.remove(name)
+            if not taken:
+                continue
+            name = ended.get()
+            if name in taken:
+                slots.give_back(taken.pop(name))
+                if failure := _failure(futures[name]):
+                    lost[name] = failure
+    except BaseException:
+        stop.set()
+        display.say("stopping the stages ...", "yellow")
+        _wait_until_ended(workspace, [futures[name] for name in taken])
+        raise
+    if lost:
+        raise StagesFailed(_message(lost))
+
+
+def _stage_task(workspace: Path, stop: threading.Event, display: Display) -> Any:
+    """The Prefect task that runs one stage; no cache but DVC's, no retry but for its lock."""
+
+    def lock_was_held(_task: Any, _run: Any, state: Any) -> bool:
+        # What failed once fails again; only another DVC process's lock goes away by itself.
+        with suppress(Exception):
+            error = state.result(raise_on_failure=False)
+            return isinstance(error, StageFailed) and error.locked and not stop.is_set()
+        return False
+
+    @task(
+        name="stage",
+        task_run_name="{stage}",
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=4,
+        retry_delay_seconds=[1, 2, 4, 8],
+        retry_condition_fn=lock_was_held,
+    )
+    def run(stage: str, gpu: str) -> Any:
+        began = time.monotonic()
+        display.started(stage)
+        mark = "failed"
+        try:
+            variables = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+            run_stage(stage, workspace, stop, _listener(stage, display), variables)
+            mark = "done"
+        except StageFailed as error:
+            mark = "locked" if error.locked else mark
+            raise
+        except StageStopped:
+            mark = "stopped"
+            return Cancelled(message=f"Stopped; {AGAIN}")
+        finally:
+            display.finished(stage, mark, time.monotonic() - began)
+
+    return run
+
+
+def _listener(stage: str, display: Display) -> Callable[[str], None]:
+    """What is done with each line of a stage: shown, and put into Prefect's log."""
+    logger = get_run_logger()
+    meter: Meter | None = None
+    logged = time.monotonic()
+
+    def on_line(line: str) -> None:
+        nonlocal meter, logged
+        found = read_progress(line, meter)
+        if found is None:
+            if not is_chatter(line):
+                logger.info("%s", line)
+                display.say(f"  {stage} | {line}", "dim")
+            return
+        meter = found
+        display.progressed(stage, meter)
+        if time.monotonic() - logged > LOG_PROGRESS_EVERY:
+            logged = time.monotonic()
+            logger.info("%s, %s", line.removeprefix("@progress "), meter.pace)
+
+    return on_line
+
+
+def _failure(future: PrefectFuture[Any]) -> str:
+    """Why a finished task did not complete, or an empty string."""
+    future.wait()
+    state = future.state
+    if state.is_completed():
+        return ""
+    error = state.result(raise_on_failure=False) if state.is_failed() else None
+    return str(error or state.message or state.name)
+
+
+def _message(lost: dict[str, str]) -> str:
+    failed = {name: why for name, why in lost.items() if why}
+    skipped = [name for name, why in lost.items() if not why]
+    parts = [f"{len(failed)} of the stages failed: {', '.join(failed)}", *failed.values()]
+    if skipped:
+        parts.append(f"not run, as they need one of those: {', '.join(skipped)}")
+    return "\n".join(parts)
+
+
+def _wait_until_ended(workspace: Path, futures: list[PrefectFuture[Any]]) -> None:
+    """Wait while each stage's own thread ends it; on a second Ctrl-C, or too late, kill."""
+    until = time.monotonic() + GRACE + KILL_WAIT
+    try:
+        for future in futures:
+            future.wait(timeout=max(0.0, until - time.monotonic()))
+    finally:
+        end_processes(lambda: of_workspace(workspace), grace=0)

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Make .venv from the lock in requirements/: `cpu`, or `cuda` where there is an NVIDIA GPU.
+# Does nothing when the lock has not changed since it last finished.
+#
+#   BETAFLOW_DEVICE=cpu|cuda   choose the lock yourself
+#   PYTHON=python3.12          the interpreter to make .venv with
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+device=${BETAFLOW_DEVICE:-}
+if [ -z "$device" ]; then
+  if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+    device=cuda
+  else
+    device=cpu
+  fi
+fi
+lock=requirements/$device.txt
+[ -f "$lock" ] || { echo "error: no lock $lock; BETAFLOW_DEVICE is cpu or cuda" >&2; exit 2; }
+
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+  for candidate in python3.11 python3.12 python3.13 python3; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+      python=$candidate
+      break
+    fi
+  done
+fi
+[ -n "$python" ] || { echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=…" >&2; exit 2; }
+
+stamp=.venv/.betaflow-lock
+want=$(cat "$lock" requirements/uv.txt pyproject.toml scripts/setup.sh | cksum; pwd)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
+  exit 0
+fi
+
+echo "setting up .venv from $lock (a few minutes, once)"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/uv.txt
+
+# uv does not read pip's configuration: hand it the folders of files that pip would look in.
+links=()
+for folder in ${PIP_FIND_LINKS:-} $(.venv/bin/python -m pip config get global.find-links 2>/dev/null || true); do
+  case " ${links[*]-} " in *" $folder "*) ;; *) links+=(--find-links "$folder") ;; esac
+done
+export VIRTUAL_ENV="$PWD/.venv"
+install() {
+  # The lock is complete, so nothing is resolved; byte code is made now, not at every first import.
+  .venv/bin/uv pip install --no-deps --compile-bytecode ${links[@]+"${links[@]}"} "$@"
+}
+
+if [ "$device" = cuda ]; then
+  install -r "$lock"
+elif install --dry-run --quiet -r "$lock" >/dev/null 2>&1; then
+  install -r "$lock" # a CPU torch is at hand
+elif install --dry-run --quiet --torch-backend cpu -r "$lock" >/dev/null 2>&1; then
+  install --torch-backend cpu -r "$lock" # PyTorch's own index of CPU builds
+else
+  # Neither: the package index's torch is a CUDA build, which also runs on a CPU.
+  echo "note: no CPU build of torch can be found; installing the index's CUDA build" >&2
+  sed 's/^\(torch==[0-9.]*\)+cpu/\1/' "$lock" > .venv/lock-cuda-torch.txt
+  install -r .venv/lock-cuda-torch.txt
+  .venv/bin/uv pip install --compile-bytecode "$(grep -E '^torch==' .venv/lock-cuda-torch.txt)"
+fi
+.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+echo "$want" > "$stamp"

@@ -1,0 +1,34 @@
+"""What every stage's entry point shares: errors as one message, signals as exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from betaflow.errors import UserError
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage. Exit 2 with a message on a `UserError`, 128 + n on signal n."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def set_threads(count: int) -> None:
+    """Use `count` CPU threads for torch: part of a stage's inputs, since it can change last bits."""
+    import torch
+
+    torch.set_num_threads(count)

@@ -1,0 +1,82 @@
+"""Stage `compare`: every arm in one table, plots and report -> out/compare; MLflow filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from betaflow.config import Params, arms, load_params
+from betaflow.io import atomic_directory, read_json, read_jsonl
+from betaflow.report.build import build, render
+from tasks import tracking
+from tasks._main import run
+
+FOLDER = Path("out/compare")
+
+
+def main() -> None:
+    """Estimate, draw, write; then bring every arm's MLflow run up to date."""
+    params = load_params()
+    with atomic_directory(FOLDER) as folder:
+        build(params, folder)
+        rows = render(params, folder)
+    print(f"{len(rows)} rows: {FOLDER}/table.csv; report: {FOLDER}/report.html")
+    try:
+        fill_in(params, rows)
+    except Exception as error:  # the comparison stands without a tracking server
+        tracking.warn(error)
+
+
+def fill_in(params: Params, rows: list[dict[str, Any]]) -> None:
+    """Log each arm's final numbers, and whatever of its steps no run holds yet."""
+    tracker = tracking.Tracker(params)
+    summaries = [read_json("out/reward/summary.json")]
+    summaries += [read_json(arm.model_dir / "summary.json") for arm in arms(params)]
+    for about in summaries:
+        folder = _folder(about)
+        arm_run = tracker.arm_run(about)
+        steps = read_jsonl(folder / "metrics.jsonl")
+        if int(arm_run.data.tags.get(tracking.TAG + "steps_logged", 0)) < len(steps):
+            tracker.log_steps(arm_run, steps)
+            tracker.client.set_tag(
+                arm_run.info.run_id, tracking.TAG + "steps_logged", str(len(steps))
+            )
+        mine = [row for row in rows if row["arm"] == about["arm"]]
+        tracker.log_final(arm_run, about["metrics"] | _final(mine, params))
+        tracker.client.set_terminated(arm_run.info.run_id, "FINISHED")
+        if mine:
+            tracker.external_model(arm_run, about, folder)
+    _publish(tracker)
+
+
+def _folder(about: dict[str, Any]) -> Path:
+    method = about["method"]
+    return Path("out", method) if method in ("sft", "reward") else Path("out", method, about["arm"])
+
+
+def _final(rows: list[dict[str, Any]], params: Params) -> dict[str, float]:
+    """An arm's numbers at the temperature that promotion reads, and at each under its own name."""
+    skipped = {"arm", "method", "beta", "learning_rate", "seed", "temperature"}
+    found: dict[str, float] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key in skipped or value is None:
+                continue
+            if row["temperature"] == params.promotion.temperature:
+                found[key] = value
+            if key.startswith(("gold_reward", "reward_model", "win_rate", "completion_tokens")):
+                found[f"{key}_T{row['temperature']:g}"] = value
+    return found
+
+
+def _publish(tracker: tracking.Tracker) -> None:
+    """Hang the report, the table and the plots on the sweep's run."""
+    run_id = tracker.sweep_run.info.run_id
+    for name in ("report.html", "table.csv", "table.json"):
+        tracker.client.log_artifact(run_id, str(FOLDER / name))
+    tracker.client.log_artifacts(run_id, str(FOLDER / "plots"), "plots")
+    tracker.client.set_terminated(run_id, "FINISHED")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,60 @@
+"""Stage `reward`: the Bradley-Terry reward model, from pi_ref -> out/reward."""
+
+from __future__ import annotations
+
+from betaflow.config import load_params
+from betaflow.io import atomic_directory, read_jsonl
+from betaflow.policy.loading import load_reward_model, load_tokenizer, save_model
+from betaflow.training import checkpoints
+from betaflow.training.reward import train_reward
+from tasks import tracking
+from tasks._inputs import encode_pairs, training_fingerprint, write_timing, write_training
+from tasks._main import run, set_threads
+
+
+def main() -> None:
+    """Train the reward model; its mean and deviation on the pairs go into `summary.json`."""
+    params = load_params()
+    set_threads(params.reward.threads)
+    trust = params.model.trust_remote_code
+    model = load_reward_model("out/sft", trust_remote_code=trust, new_head_seed=params.reward.seed)
+    tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    pairs, held_out = (
+        encode_pairs(tokenizer, read_jsonl(f"out/pairs/{split}.jsonl"))
+        for split in ("train", "eval")
+    )
+    settings = {"reward": params.reward.model_dump(), "precision": params.model.precision}
+    identity = training_fingerprint(
+        "reward", ["out/sft", "out/pairs", "betaflow/objectives/bradley_terry.py"], settings
+    )
+    about = {
+        "arm": "reward",
+        "method": "reward",
+        "beta": None,
+        "learning_rate": params.reward.learning_rate,
+        "seed": params.reward.seed,
+        "fingerprint": identity,
+    }
+    with tracking.training_run(params, about, settings) as log:
+        trained, figures = train_reward(
+            model,
+            pairs,
+            held_out,
+            params.reward,
+            pad=tokenizer.pad_token_id,
+            precision=params.model.precision,
+            fingerprint=identity,
+            on_step=log.step,
+        )
+        with atomic_directory("out/reward") as folder:
+            save_model(model, tokenizer, folder)
+            write_training(folder, trained, figures, about)
+        write_timing("reward", trained.seconds)
+        log.finish(figures)
+    checkpoints.clear("reward")
+    print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+
+
+if __name__ == "__main__":
+    run(main)

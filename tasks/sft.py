@@ -1,0 +1,81 @@
+"""Stage `sft`: supervised fine-tuning of the base model -> out/sft, the reference policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from betaflow.config import Params, load_params
+from betaflow.data.chat import render_text
+from betaflow.errors import UserError
+from betaflow.io import atomic_directory, read_jsonl
+from betaflow.policy.loading import load_policy, load_tokenizer, save_model
+from betaflow.training import checkpoints
+from betaflow.training.sft import train_sft
+from tasks import tracking
+from tasks._inputs import training_fingerprint, write_timing, write_training
+from tasks._main import run, set_threads
+
+
+def main() -> None:
+    """Train the reference policy."""
+    params = load_params()
+    set_threads(params.sft.threads)
+    rows = {name: read_jsonl(f"out/data/sft_{name}.jsonl") for name in ("train", "eval")}
+    if len(rows["train"]) < 2:
+        raise UserError("there is no SFT text in out/data; see data.text in params.yaml")
+    model, tokenizer = _base(params, [row.get("text", "") for row in rows["train"]])
+    documents = {
+        name: [
+            [*tokenizer(render_text(tokenizer, row)).input_ids, tokenizer.eos_token_id]
+            for row in found
+        ]
+        for name, found in rows.items()
+    }
+    settings = {"model": params.model.model_dump(), "sft": params.sft.model_dump()}
+    identity = training_fingerprint(
+        "sft", ["out/data/sft_train.jsonl", "out/data/sft_eval.jsonl"], settings
+    )
+    about: dict[str, Any] = {
+        "arm": "sft",
+        "method": "sft",
+        "beta": None,
+        "learning_rate": params.sft.learning_rate,
+        "seed": params.sft.seed,
+        "fingerprint": identity,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    with tracking.training_run(params, about, settings) as log:
+        trained, figures = train_sft(
+            model,
+            documents["train"],
+            documents["eval"],
+            params.sft,
+            pad=tokenizer.pad_token_id,
+            precision=params.model.precision,
+            fingerprint=identity,
+            on_step=log.step,
+        )
+        with atomic_directory("out/sft") as folder:
+            save_model(model, tokenizer, folder)
+            write_training(folder, trained, figures, about)
+        write_timing("sft", trained.seconds)
+        log.finish(figures)
+    checkpoints.clear("sft")
+    print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+
+
+def _base(params: Params, texts: list[str]) -> tuple[Any, Any]:
+    model = params.model
+    if model.base != "scratch":
+        options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        return load_policy(model.base, **options), load_tokenizer(model.base, **options)  # type: ignore[arg-type]
+    from betaflow.policy.loading import device
+    from betaflow.policy.scratch import make_model, train_tokenizer
+
+    assert model.scratch is not None
+    tokenizer = train_tokenizer(texts, model.scratch.vocabulary)
+    return make_model(model.scratch, tokenizer, params.sft.seed).to(device()), tokenizer  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,286 @@
+"""MLflow: a run for each arm under its sweep's run.
+
+A run is known by the fingerprint of its inputs, kept as a tag: doing a stage again updates its
+run. The files under `out/` are the source of truth; when the tracking server is away, training
+goes on with a warning and `compare` fills the runs in later. A step's metrics are stamped with
+the run's start plus the step in milliseconds, so that logging them twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from betaflow.config import Params
+from betaflow.io import LOCAL
+from tasks._inputs import fingerprint
+
+FLUSH_SECONDS = 5.0
+TAG = "betaflow."
+
+
+def uri() -> str:
+    """The tracking server: `MLFLOW_TRACKING_URI`, or a SQLite file in the workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+def client() -> Any:
+    """An MLflow client; telemetry off, no long waits for a server that is down."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import logging
+
+    import mlflow
+
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    mlflow.set_tracking_uri(uri())
+    return mlflow.MlflowClient()
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """One process at a time: creating the schema, an experiment or a run must not race."""
+    LOCAL.mkdir(parents=True, exist_ok=True)
+    with open(LOCAL / "mlflow.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Tracker:
+    """Creates and updates the sweep's runs."""
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        sections = {
+            name: getattr(params, name).model_dump() for name in ("data", "model", "sft", "pairs")
+        }
+        self.sweep = fingerprint(["out/data"], sections)
+        with _locked():
+            self.client = client()
+            self.experiment = self._experiment(params.run.experiment)
+            self.sweep_run = self._run(
+                f"sweep-{self.sweep[:8]}", self.sweep, {TAG + "method": "sweep"}
+            )
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return str(self.client.create_experiment(name, artifact_location=_artifacts()))
+        return str(found.experiment_id)
+
+    def _run(self, name: str, identity: str, tags: Mapping[str, str]) -> Any:
+        query = f"tags.`{TAG}fingerprint` = '{identity}'"
+        found = self.client.search_runs([self.experiment], query, max_results=1)
+        if found:
+            return found[0]
+        every = {TAG + "fingerprint": identity, TAG + "sweep": self.sweep, **_git_tags(), **tags}
+        return self.client.create_run(self.experiment, tags=every, run_name=name)
+
+    def arm_run(self, about: Mapping[str, Any]) -> Any:
+        """The run of an arm, made if there is none; `about` is its `summary.json`."""
+        tags = {
+            "mlflow.parentRunId": self.sweep_run.info.run_id,
+            TAG + "arm": about["arm"],
+            TAG + "method": about["method"],
+        }
+        with _locked():
+            return self._run(about["arm"], about["fingerprint"], tags)
+
+    def describe(self, run: Any, about: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Log an arm's parameters, its data (`mlflow.data`) and the DVC hashes of its inputs."""
+        from mlflow.entities import Param, RunTag
+
+        names = ("beta", "learning_rate", "seed", "method")
+        values = {name: about[name] for name in names if about.get(name) is not None}
+        values |= flatten(settings)
+        self.client.log_batch(
+            run.info.run_id,
+            params=[Param(key, str(value)) for key, value in values.items()],
+            tags=[RunTag(f"dvc.{path}", md5) for path, md5 in dvc_hashes().items()],
+        )
+        self.client.log_inputs(run.info.run_id, [_dataset(about["method"])])
+
+    def log_steps(self, run: Any, rows: list[dict[str, Any]]) -> None:
+        """Log metrics rows; logging a row twice changes nothing."""
+        from mlflow.entities import Metric
+
+        start = run.info.start_time
+        metrics = [
+            Metric(key, float(value), start + row["step"], row["step"])
+            for row in rows
+            for key, value in row.items()
+            if key != "step"
+        ]
+        for first in range(0, len(metrics), 1000):
+            self.client.log_batch(run.info.run_id, metrics=metrics[first : first + 1000])
+
+    def log_final(self, run: Any, values: Mapping[str, float]) -> None:
+        """Log figures of the finished run; the latest call's values are the ones shown."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        finite = {k: float(v) for k, v in values.items() if v is not None and v == v}
+        self.client.log_batch(
+            run.info.run_id, metrics=[Metric(k, v, now, 0) for k, v in finite.items()]
+        )
+
+    def external_model(self, run: Any, about: Mapping[str, Any], folder: Path) -> None:
+        """Point a logged model at the arm's DVC output; its weights are copied at promotion."""
+        from mlflow.entities import LoggedModelStatus
+
+        name = "".join("_" if c in "./:%" else c for c in about["arm"])
+        query = f"source_run_id = '{run.info.run_id}'"
+        if self.client.search_logged_models([self.experiment], filter_string=query, max_results=1):
+            return
+        model = self.client.create_logged_model(
+            self.experiment,
+            name,
+            run.info.run_id,
+            tags={TAG + "path": str(folder), TAG + "fingerprint": about["fingerprint"]},
+            model_type="external",
+        )
+        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _artifacts() -> str | None:
+    # A server has its own store; the embedded default keeps artifacts in the workspace.
+    return Path("mlartifacts").resolve().as_uri() if uri().startswith("sqlite") else None
+
+
+def _git_tags() -> dict[str, str]:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changed)).lower()}
+
+
+def dvc_hashes() -> dict[str, str]:
+    """DVC's hash of every output that dvc.lock holds, of the stages that arms share."""
+    try:
+        lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
+    except (FileNotFoundError, yaml.YAMLError):
+        return {}
+    shared = ("prepare", "sft", "pairs", "reference", "reward")
+    stages = {name: stage for name, stage in lock.get("stages", {}).items() if name in shared}
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+
+
+def _dataset(method: str) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    path = "out/data" if method == "sft" else "out/pairs"
+    digest = dvc_hashes().get(path, "unknown").removesuffix(".dir")
+    dataset = Dataset(path, digest, source_type="local", source=json.dumps({"uri": path}))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+class StepLog:
+    """Sends a training run's metrics to MLflow in batches; never stops the training."""
+
+    def __init__(self) -> None:
+        self.tracker: Tracker | None = None
+        self.run: Any = None
+        self.buffer: list[dict[str, Any]] = []
+        self.sent = 0
+        self.flushed = time.monotonic()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Take a metrics row."""
+        self.buffer.append(row)
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self._flush()
+
+    def finish(self, figures: Mapping[str, float]) -> None:
+        """Send what is left, and the final figures."""
+        self._flush()
+
+        def end(tracker: Tracker) -> None:
+            tracker.log_final(self.run, figures)
+            tracker.client.set_tag(self.run.info.run_id, TAG + "steps_logged", str(self.sent))
+            tracker.client.set_terminated(self.run.info.run_id, "FINISHED")
+
+        self._try(end)
+
+    def _flush(self) -> None:
+        rows, self.buffer, self.flushed = self.buffer, [], time.monotonic()
+        if self._try(lambda tracker: tracker.log_steps(self.run, rows)):
+            self.sent += len(rows)
+
+    def _try(self, action: Any) -> bool:
+        if self.tracker is None:
+            return False
+        try:
+            action(self.tracker)
+        except Exception as error:  # the tracking server's faults are many; training must go on
+            warn(error)
+            self.tracker = None
+            return False
+        return True
+
+
+def warn(error: Exception) -> None:
+    """Say once that tracking is off for this stage."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    print(
+        f"warning: MLflow at {_without_secrets(uri())} can't be used ({first}); going on without. "
+        "`compare` will fill the runs in from the files in out/.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _without_secrets(address: str) -> str:
+    head, at, tail = address.rpartition("@")
+    return f"{head.split('://')[0]}://…@{tail}" if at else address
+
+
+@contextmanager
+def training_run(
+    params: Params, about: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[StepLog]:
+    """A `StepLog` on the run of the arm that `about` describes."""
+    log = StepLog()
+    try:
+        tracker = Tracker(params)
+        log.run = tracker.arm_run(about)
+        tracker.client.update_run(log.run.info.run_id, status="RUNNING")
+        tracker.describe(log.run, about, settings)
+        log.tracker = tracker
+    except Exception as error:  # see StepLog._try
+        warn(error)
+    try:
+        yield log
+    except BaseException:
+        log._flush()
+        log._try(lambda t: t.client.set_terminated(log.run.info.run_id, "KILLED"))
+        raise

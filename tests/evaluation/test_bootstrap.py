@@ -1,0 +1,86 @@
+"""The bootstrap: hand-checked numbers, its rules for NaN, and its coverage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from betaflow.evaluation.bootstrap import mean_interval, student_quantile
+
+
+def test_mean_is_over_values_not_over_clusters() -> None:
+    found = mean_interval([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"])
+    assert found.estimate == 2.0
+    assert found.low <= 2.0 <= found.high
+
+
+def test_standard_error_is_the_clusters_own() -> None:
+    # 100 clusters of two equal values: the error is that of 100 independent values, not of 200.
+    values = np.random.default_rng(0).normal(size=100)
+    single = mean_interval(values, resamples=20000)
+    doubled = mean_interval(np.repeat(values, 2), np.repeat(np.arange(100), 2), resamples=20000)
+    assert single.standard_error == pytest.approx(values.std(ddof=1) / 10, rel=0.02)
+    assert doubled == pytest.approx(single)
+
+
+def test_same_arguments_same_bits_and_order_of_rows_does_not_matter() -> None:
+    random = np.random.default_rng(1)
+    values, clusters = random.integers(0, 9, 60).astype(float), random.integers(0, 20, 60)
+    order = random.permutation(60)
+    assert mean_interval(values, clusters) == mean_interval(values, clusters)
+    assert mean_interval(values, clusters) == mean_interval(values[order], clusters[order])
+    assert mean_interval(values, clusters) != mean_interval(values, clusters, seed=1)
+
+
+def test_nan_values_are_left_out_with_clusters_that_hold_nothing_else() -> None:
+    clusters = ["a", "a", "b", "c"]
+    assert mean_interval([1.0, math.nan, 3.0, math.nan], clusters) == mean_interval(
+        [1.0, 3.0], ["a", "b"]
+    )
+
+
+def test_nothing_measured_is_nan_and_one_cluster_has_no_interval() -> None:
+    assert all(map(math.isnan, mean_interval([math.nan], ["a"])))
+    assert all(map(math.isnan, mean_interval([], [])))
+    one = mean_interval([1.0, 2.0], ["a", "a"])
+    assert one.estimate == 1.5
+    assert all(map(math.isnan, one[1:]))
+
+
+@pytest.mark.parametrize(
+    "values, clusters", [([1.0, math.inf], None), ([1.0, 2.0], ["a"]), ([[1.0]], None)]
+)
+def test_what_has_no_mean_is_refused(values: list[float], clusters: list[str] | None) -> None:
+    with pytest.raises(ValueError):
+        mean_interval(values, clusters)
+
+
+def test_higher_confidence_is_wider() -> None:
+    values = np.arange(30.0)
+    narrow, wide = (mean_interval(values, confidence=level) for level in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+@pytest.mark.parametrize("freedom, known", [(4, 2.776), (9, 2.262), (30, 2.042), (159, 1.975)])
+def test_student_quantile_agrees_with_published_tables(freedom: int, known: float) -> None:
+    assert student_quantile(0.975, freedom) == pytest.approx(known, rel=0.01)
+
+
+@pytest.mark.parametrize("prompts, shape", [(24, "normal"), (160, "normal"), (160, "skewed")])
+def test_coverage_of_the_95_percent_interval(prompts: int, shape: str) -> None:
+    """1,200 experiments of prompts x 2 correlated draws with a known mean of 1."""
+    random = np.random.default_rng(5)
+    clusters = np.repeat(np.arange(prompts), 2)
+    covered = 0
+    for experiment in range(1200):
+        if shape == "normal":
+            level, noise = random.normal(size=(prompts, 1)), random.normal(size=(prompts, 2))
+            values = 1 + level + noise
+        else:  # KL-like: positive, skewed
+            level = random.gamma(4.0, 0.25, size=(prompts, 1))
+            values = level * random.gamma(4.0, 0.25, size=(prompts, 2))
+        found = mean_interval(values.ravel(), clusters, resamples=600, seed=experiment)
+        covered += found.low <= 1.0 <= found.high
+    assert 0.93 <= covered / 1200 <= 0.97

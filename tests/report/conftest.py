@@ -1,0 +1,149 @@
+"""A made-up workspace: every input of the comparison, small, with known numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from betaflow.config import Arm, Params, arms, load_params
+from betaflow.io import write_json, write_jsonl
+
+Workspace = Callable[..., Params]
+NASTY = '<script>alert("x")</script> & </pre>\x00\x1b[31m \u202eevil'
+
+
+def samples(params: Params, arm: Arm, quality: float, *, gold: bool, text: str) -> pd.DataFrame:
+    """Samples of one arm whose mean reward is `quality` above SFT's."""
+    random = np.random.default_rng(crc32(arm.name.encode()))
+    random_prompts = np.random.default_rng(7)
+    rows = []
+    settings = params.sample
+    for domain, count in (("in", settings.prompts), ("out", settings.out_of_domain)):
+        for index in range(count):
+            level = random_prompts.normal()
+            for temperature in settings.temperatures:
+                for seed in settings.seeds[: 1 if temperature == 0 else None]:
+                    reward = level + quality * (1.3 - temperature / 2) + random.normal()
+                    tokens = int(random.integers(12, 60))
+                    rows.append(
+                        {
+                            "prompt_id": f"{domain}{index:04d}",
+                            "domain": domain,
+                            "prompt": f"the film number {index} was {text}",
+                            "temperature": temperature,
+                            "seed": seed,
+                            "completion": f" a {arm.name} thing {text}",
+                            "finish_reason": "length" if tokens > 55 else "stop",
+                            "completion_tokens": tokens,
+                            "logprob": -tokens * 2.0,
+                            "policy_logprob": -tokens * 2.0,
+                            "reference_logprob": -tokens * 2.1,
+                            "kl": quality**2 * random.gamma(4.0, 0.5)
+                            if temperature == 1
+                            else np.nan,
+                            "gold_reward": reward if gold else np.nan,
+                            "reward_model": 2 * reward + random.normal(),
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def metric_rows(arm: Arm) -> list[dict[str, Any]]:
+    """A training run's log that looks like one."""
+    random = np.random.default_rng(3)
+    if arm.method == "ppo":
+        return [
+            {
+                "step": i,
+                "reward/score": 1 - np.exp(-i / 20) + random.normal() / 10,
+                "reward/kl": i / 15 + random.normal() / 10,
+            }
+            for i in range(60)
+        ]
+    beta = float(arm.beta or 1)
+    return [
+        {
+            "step": i,
+            "loss": 0.69 - 0.25 * (1 - np.exp(-i / 60)) / (1 + beta / 3) + random.normal() / 50,
+            "rewards/margin": beta * (1 - np.exp(-i / 60)) + random.normal() / 20,
+            "rewards/accuracy": 0.5 + 0.25 * (1 - np.exp(-i / 40)) + random.normal() / 30,
+        }
+        for i in range(200)
+    ]
+
+
+QUALITY = {"sft": 0.0, 0.1: 2.0, 0.3: 1.9, 1.0: 1.2, 3.0: 0.6}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Make every input under `tmp_path/out`, go there, and return its params."""
+
+    def make(
+        *, gold: bool = True, text: str = "fine", prompts: int = 40, resamples: int = 200
+    ) -> Params:
+        monkeypatch.chdir(tmp_path)
+        root = Path(__file__).resolve().parents[2]
+        params = load_params(root / "params.yaml")
+        compare: dict[str, Any] = {"bootstrap": resamples, "report_samples": 3}
+        compare |= {} if gold else {"judge": "reward_model"}
+        params = params.model_copy(
+            update={
+                "compare": params.compare.model_copy(update=compare),
+                "sample": params.sample.model_copy(
+                    update={"prompts": prompts, "out_of_domain": 12}
+                ),
+            }
+        )
+        out = Path("out")
+        sweep = arms(params)
+        write_json(out / "arms.json", [{"name": a.name, **a.model_dump()} for a in sweep])
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+        for arm in sweep:
+            quality = 1.3 if arm.method == "ppo" else QUALITY[arm.beta or "sft"]
+            table = samples(params, arm, quality, gold=gold, text=text)
+            table.to_parquet(out / "samples" / f"{arm.name}.parquet")
+            folder = out / arm.model_dir.relative_to("out")
+            write_json(folder / "summary.json", {"arm": arm.name, "train_tokens": 123456})
+            write_jsonl(folder / "metrics.jsonl", metric_rows(arm))
+            write_json(out / "benchmark" / f"{arm.name}.json", benchmark(quality))
+            write_json(out / ".local/timings" / f"{arm.name}.json", {"train_seconds": 41.25})
+        write_json(out / ".local/timings/reward.json", {"train_seconds": 12.0})
+        write_json(out / "data/statistics.json", {"kept": {"sft_train": 16000}})
+        write_json(
+            out / "pairs/statistics.json", {"train": {"pairs": 4860}, "eval": {"pairs": 540}}
+        )
+        return params
+
+    return make
+
+
+def benchmark(quality: float) -> dict[str, Any]:
+    """lm-eval results as the harness adapter writes them."""
+    return {
+        "engine": "hf",
+        "results": {
+            "betaflow_cloze": {"acc": 0.61 - quality / 50, "acc_stderr": 0.02, "alias": "cloze"},
+            "betaflow_perplexity": {
+                "word_perplexity": 8.5 + quality,
+                "word_perplexity_stderr": "N/A",
+            },
+        },
+        "n_samples": {"betaflow_cloze": 400, "betaflow_perplexity": {"effective": 200}},
+        "higher_is_better": {
+            "betaflow_cloze": {"acc": True},
+            "betaflow_perplexity": {"word_perplexity": False},
+        },
+    }
+
+
+@pytest.fixture
+def nasty() -> str:
+    """Text that a page must not obey: markup, control characters, a reordering mark."""
+    return NASTY

@@ -1,0 +1,168 @@
+"""From stages' outputs to estimates, plots, tables and page; and what missing inputs say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from betaflow.config import Params
+from betaflow.errors import UserError
+from betaflow.report.build import build, render
+from betaflow.report.table import console_rows, console_table
+
+Workspace = Callable[..., Params]
+
+
+DPO = "dpo-b0.1-lr0.001-s0"
+PPO = "ppo-b0.1-lr0.0003-s0"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_everything_twice_with_the_same_bytes(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        build(params, tmp_path / name)
+        render(params, tmp_path / name)
+    found = contents(tmp_path / "one")
+    assert sorted(found) == [
+        "estimates.json",
+        "metrics.json",
+        "plots/reward_kl.png",
+        "plots/training_dpo.png",
+        "plots/training_ppo.png",
+        "plots/win_rate.png",
+        "report.html",
+        "table.csv",
+        "table.json",
+    ]
+    assert found == contents(tmp_path / "two")
+
+
+def test_wall_time_is_in_the_table_and_in_nothing_that_is_hashed(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    params = workspace()
+    folder = tmp_path / "compare"
+    folder.mkdir()
+    build(params, folder)
+    before = contents(folder)
+    Path(f"out/.local/timings/{DPO}.json").write_text('{"train_seconds": 99.5}')
+    Path(f"out/.local/timings/{PPO}.json").unlink()
+    rows = render(params, folder)
+    assert {row["arm"]: row["train_seconds"] for row in rows}[DPO] == 99.5
+    assert {row["arm"]: row["train_seconds"] for row in rows}[PPO] is None
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+
+
+def test_tables(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace()
+    build(params, tmp_path)
+    render(params, tmp_path)
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [line["arm"] for line in lines] == [row["arm"] for row in rows]
+    assert len(rows) == 6 * 3
+    needed = ["arm", "method", "beta", "learning_rate", "seed", "temperature"]
+    assert list(lines[0])[:6] == needed
+    for name in ("gold_reward", "kl", "win_rate_vs_sft", "win_rate_vs_ppo"):
+        for line, row in zip(lines, rows, strict=True):
+            assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+            assert float(line[name]) == row[name]
+    assert lines[0]["beta"] == ""
+    assert rows[0]["beta"] is None
+    assert lines[3]["train_seconds"] == "41.25"
+    assert "betaflow_cloze/acc_vs_sft" in lines[0]
+
+
+def test_metrics_are_flat_numbers_per_arm(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace()
+    build(params, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["sft"]["win_rate_vs_sft"] == 0.5
+    assert metrics["sft"]["kl"] == 0.0
+    assert all(isinstance(v, int | float) for arm in metrics.values() for v in arm.values())
+
+
+def test_without_a_gold_reward(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace(gold=False)
+    build(params, tmp_path)
+    render(params, tmp_path)
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        line = list(csv.DictReader(file))[3]
+    assert line["gold_reward"] == line["gold_reward_high"] == line["gold_reward_ood"] == ""
+    assert float(line["reward_model"]) > 0
+    assert float(line["win_rate_vs_sft"]) > 0.5
+    page = (tmp_path / "report.html").read_text()
+    assert "it favours PPO" in page
+    assert "gold reward, other domain" not in page
+
+
+def test_an_arm_identical_to_sft(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace()
+    shutil.copy("out/samples/sft.parquet", f"out/samples/{DPO}.parquet")
+    rows = {(r["arm"], r["temperature"]): r for r in build(params, tmp_path)}
+    for temperature in (0.0, 0.5, 1.0):
+        assert rows[DPO, temperature]["win_rate_vs_sft"] == 0.5
+
+
+def test_console_table(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace()
+    build(params, tmp_path)
+    rows = render(params, tmp_path)
+    lines = console_table(rows).splitlines()
+    assert len(lines) == 2 + 18
+    assert max(map(len, lines)) <= 120
+    short = console_rows(rows)
+    assert short[0]["win % vs SFT"] == "50.0"
+    assert "±" in short[3]["gold reward"]
+    assert "to" in short[3]["win % vs SFT"]
+    assert "reward model" in console_rows(rows, "reward_model")[0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "out/arms.json",
+        f"out/samples/{DPO}.parquet",
+        f"out/benchmark/{PPO}.json",
+        f"out/dpo/{DPO}/summary.json",
+        f"out/ppo/{PPO}/metrics.jsonl",
+    ],
+)
+def test_a_missing_input_is_named(workspace: Workspace, tmp_path: Path, path: str) -> None:
+    params = workspace()
+    Path(path).unlink()
+    with pytest.raises(UserError, match=f"{path} is missing"):
+        build(params, tmp_path)
+
+
+def test_a_damaged_input_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace()
+    Path(f"out/samples/{DPO}.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="is damaged"):
+        build(params, tmp_path)
+
+
+def test_a_model_that_did_not_sample_at_some_seed(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace()
+    path = Path(f"out/samples/{DPO}.parquet")
+    table = pd.read_parquet(path)
+    table[table["seed"] == 0].to_parquet(path)
+    with pytest.raises(UserError, match="have no partner"):
+        build(params, tmp_path)
