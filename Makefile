@@ -1,7 +1,7 @@
 # betaflow: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup align test lint types ui server clean lock
+.PHONY: help setup align promote test lint types ui server clean lock
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
@@ -15,6 +15,9 @@ setup:          ## make .venv from the lock in requirements/
 
 align: setup    ## run the whole pipeline of params.yaml (what is up to date is not redone)
 	@$(BIN)/python -m flows.align
+
+promote: setup  ## register the best arm in MLflow and make it the champion (ARM=… names one)
+	@$(BIN)/python -m flows.promote $(if $(ARM),--arm $(ARM))
 
 test: setup     ## run the tests
 	@$(BIN)/python -m pytest

@@ -178,6 +178,8 @@ class DPOTraining(OptimisationSettings):
 
 
 class DPOSettings(Section):
+    """The DPO arms."""
+
     grid: Grid
     training: DPOTraining
 
@@ -206,6 +208,8 @@ class PPOTraining(OptimisationSettings):
 
 
 class PPOSettings(Section):
+    """The PPO arms."""
+
     grid: Grid
     training: PPOTraining
 
@@ -277,6 +281,17 @@ class Params(BaseModel):
     benchmark: BenchmarkSettings
     compare: CompareSettings
     promotion: PromotionSettings
+
+    @model_validator(mode="after")
+    def _vllm_can_run_it(self) -> Params:
+        scratch = self.model.scratch if self.model.base == "scratch" else None
+        engines = (self.pairs.engine, self.sample.engine, self.benchmark.engine)
+        if scratch and "vllm" in engines and (scratch.hidden // scratch.heads) % 32:
+            raise ValueError(
+                "vLLM's attention on a CPU wants heads of a multiple of 32: change "
+                "model.scratch.hidden or heads, or set `engine: hf`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _judge_exists(self) -> Params:

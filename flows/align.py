@@ -38,7 +38,6 @@ LOCK = Path("out/.local/align.lock")
 # What the run shows besides Prefect's log; `main` puts a real one here.
 _display: Display = Display()
 
-
 # Its threads: as many as run at once; the limits are `run_all`'s.
 _threads = cast("TaskRunner[Any]", ThreadPoolTaskRunner())
 
@@ -92,7 +91,7 @@ def workspace_lock(workspace: Path) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the flow by hand. Returns the exit status: 0, 1 failed, 2 user's error, 130 stopped."""
+    """Run the flow by hand. Returns 0, 1 (stages failed), 2 (`UserError`) or 130 (Ctrl-C)."""
     global _display
     argparse.ArgumentParser(
         prog="python -m flows.align",

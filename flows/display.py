@@ -135,7 +135,7 @@ class Lines(Display):
     def finished(self, stage: str, mark: str, seconds: float) -> None:
         """Print how a stage ended, and how many have."""
         with self.lock:
-            self.ended += mark != "locked"  # it is tried again
+            self.ended += mark in ("done", "failed")
             count = f"[{self.ended}/{self.total}]"
         self.say(f"  {mark:<7} {stage} in {duration(seconds)} {count}", _STYLES[mark])
 

@@ -13,17 +13,27 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 from betaflow.errors import UserError
 
 START_WAIT = 120.0  # seconds; its first start makes a database, slowly on a busy machine
 
 
+_own_api = ""  # the URL of the API that `start_api` starts; empty: the user named a server
+
+
 def by_hand() -> None:
-    """Set what a run without servers needs; what the user has set stays."""
+    """Set what a run without servers needs; what the user has set stays.
+
+    The URL of our own API is in the environment from the start, before there is one, since
+    Prefect's threads do not see settings changed later.
+    """
+    global _own_api
     defaults = {
         "PREFECT_HOME": str(Path.cwd() / ".prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -33,35 +43,38 @@ def by_hand() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if not os.environ.get("PREFECT_API_URL"):
+        _own_api = f"http://127.0.0.1:{_free_port()}/api"
+        os.environ["PREFECT_API_URL"] = _own_api
 
 
-def start_api() -> AbstractContextManager[object]:
-    """Start a temporary Prefect API, unless the settings name a server; use it within `with`.
+@contextmanager
+def start_api() -> Iterator[None]:
+    """Start a temporary Prefect API, unless the user named a server; run flows within `with`.
 
     Prefect would start one by itself. Ours has a session of its own, since Ctrl-C must not
     end it before the stages have stopped and their states are recorded; and it spares this
-    process the import of the server, several seconds of every run. It ends when this program
+    process the import of the server, several seconds of every run. It ends when the program
     does, after Prefect's threads have sent the last of the log.
     """
-    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+    if _own_api:
+        _start_server(_own_api)
+    yield
 
-    if PREFECT_API_URL.value():
-        return nullcontext()
-    port = _free_port()
+
+def _start_server(url: str) -> None:
     command = "uvicorn --factory prefect.server.api.server:create_app --log-level error"
     # As Prefect starts its temporary server: no UI, no services but the needed ones.
     plain = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
-    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    host, port = str(urlsplit(url).hostname), str(urlsplit(url).port)
     server = subprocess.Popen(
-        [sys.executable, "-m", *command.split(), "--host", "127.0.0.1", "--port", str(port)],
-        env=os.environ | settings | plain | {"PREFECT__SERVER_FINAL": "1"},
+        [sys.executable, "-m", *command.split(), "--host", host, "--port", port],
+        env=os.environ | plain | {"PREFECT__SERVER_FINAL": "1"},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
     atexit.register(_end, server)
-    url = f"http://127.0.0.1:{port}/api"
     _wait_for(server, f"{url}/health")
-    return temporary_settings({PREFECT_API_URL: url})
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

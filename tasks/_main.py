@@ -28,7 +28,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def set_threads(count: int) -> None:
-    """Use `count` CPU threads for torch: part of a stage's inputs, since it can change last bits."""
+    """Use `count` CPU threads for torch; a stage's input, since it can change the last bits."""
     import torch
 
     torch.set_num_threads(count)

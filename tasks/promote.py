@@ -83,9 +83,10 @@ def _register(params: Params, arm: Arm, run: Any, summary: dict[str, Any], value
         folder, dtype=torch.float32, trust_remote_code=trust
     )
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+    generator = pipeline("text-generation", model=model, tokenizer=tokenizer)  # type: ignore[call-overload]
     with mlflow.start_run(run_id=run.info.run_id):
         logged = mlflow.transformers.log_model(
-            transformers_model=pipeline("text-generation", model=model, tokenizer=tokenizer),
+            transformers_model=generator,
             name="champion",
             task="text-generation",
             registered_model_name=params.run.registered_model,

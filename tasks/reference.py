@@ -13,7 +13,7 @@ from tasks._main import run, set_threads
 
 
 def main() -> None:
-    """Write `train.parquet` and `eval.parquet`: id, and log-probability and tokens of both sides."""
+    """Write a Parquet file a split: id, and log-probability and tokens of both completions."""
     params = load_params()
     set_threads(params.reference.threads)
     trust = params.model.trust_remote_code

@@ -81,7 +81,7 @@ def ppo_loss(
     clip: float,
     value_clip: float,
 ) -> PPOLoss:
-    """Clipped policy objective (equation 7 of the PPO paper) and clipped value loss, token means."""
+    """Clipped policy objective (equation 7 of the PPO paper) and clipped value loss, by token."""
     ratio = torch.exp((logps - old_logps) * mask)
     policy = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
     near = old_values + (values - old_values).clamp(-value_clip, value_clip)

@@ -16,7 +16,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import (
+    disable_progress_bar,
+    get_verbosity,
+    set_verbosity,
+    set_verbosity_error,
+)
 
 from betaflow.errors import UserError
 
@@ -65,14 +70,19 @@ def load_reward_model(
     With `new_head_seed` the head is drawn from N(0, 1/(d + 1)) (Huang et al. 2024, detail 11),
     for a model that has none yet.
     """
-    model = _load(
-        AutoModelForSequenceClassification,
-        path,
-        None,
-        trust_remote_code,
-        dtype=torch.float32,
-        num_labels=1,
-    )
+    verbosity = get_verbosity()
+    set_verbosity_error()  # that a new head is new is no news
+    try:
+        model = _load(
+            AutoModelForSequenceClassification,
+            path,
+            None,
+            trust_remote_code,
+            dtype=torch.float32,
+            num_labels=1,
+        )
+    finally:
+        set_verbosity(verbosity)
     if new_head_seed is not None:
         generator = torch.Generator().manual_seed(new_head_seed)
         width = model.score.weight.shape[-1]

@@ -179,7 +179,7 @@ def _improve(
     scale: ScoreScale,
     precision: str,
 ) -> dict[str, float]:
-    """Take `epochs` optimizer steps, one pass over the rollout each; the critic alone in warm-up."""
+    """Take `epochs` optimizer steps, a pass over the rollout each; in warm-up the critic alone."""
     total = rollout.mask.sum()
     sums: dict[str, float] = {}
     ratio_start = 1.0

@@ -49,25 +49,23 @@ NEGATORS = ["not", "never", "hardly"]
 INTENSIFIERS = ["really", "very", "quite", "so", "truly", "rather"]
 
 PEOPLE = (
-    "anna david maria peter julia marcus elena victor sarah oscar nina thomas clara hugo irene felix"
+    "anna david maria peter julia marcus elena victor sarah oscar nina thomas clara hugo irene felix martha leon vera simon"
 ).split()
 ROLES = (
     "detective teacher soldier dancer doctor farmer painter thief sailor widow lawyer pilot singer "
-    "priest journalist gambler"
+    "priest journalist gambler judge baker poet waiter"
 ).split()
 DEEDS = (
     "finds loses follows leaves meets saves hides steals remembers forgets visits discovers protects "
-    "chases"
+    "chases betrays rescues inherits"
 ).split()
-OBJECTS = (
-    "letter secret map ring diary painting key photograph fortune dog brother daughter".split()
-)
-PLACES = ("paris london berlin rome chicago boston vienna brooklyn").split()
-SETTINGS = (
-    "village desert school hospital ship farm castle hotel prison theater forest harbor".split()
-)
-TIMES = "war storm wedding funeral winter summer trial strike".split()
-ADVERBS = "slowly suddenly quietly finally secretly often".split()
+OBJECTS = "letter secret map ring diary painting key photograph fortune dog brother daughter violin diamond passport horse".split()
+PLACES = (
+    "paris london berlin rome chicago boston vienna brooklyn madrid tokyo dublin prague"
+).split()
+SETTINGS = "village desert school hospital ship farm castle hotel prison theater forest harbor library palace bakery".split()
+TIMES = "war storm wedding funeral winter summer trial strike flood election".split()
+ADVERBS = "slowly suddenly quietly finally secretly often bravely patiently".split()
 
 
 class Domain:
@@ -83,12 +81,12 @@ class Domain:
 
 MOVIES = Domain(
     works="movie film picture drama comedy thriller western romance sequel musical mystery documentary",
-    kinds="romantic historical animated french italian modern independent quiet",
+    kinds="romantic historical animated french italian modern independent quiet british korean silent",
     aspects=(
         "plot story script acting ending music photography dialogue editing pacing humor cast "
-        "soundtrack direction opening finale lighting"
+        "soundtrack direction opening finale lighting narration camerawork"
     ),
-    parts="actors characters scenes jokes effects songs costumes performances",
+    parts="actors characters scenes jokes effects songs costumes performances stunts sets",
     makers="director writer producer star",
     consumed="watched saw rented finished",
 )

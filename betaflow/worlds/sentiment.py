@@ -64,6 +64,8 @@ def gold_reward(text: str) -> float:
 
 
 class Review(NamedTuple):
+    """A text and the latent sentiment it was written from, -1 or +1."""
+
     text: str
     sentiment: int
 
@@ -120,7 +122,8 @@ class _Writer:
         first, second = self.polarity(), self.polarity()
         joint = "and" if first[0] == second[0] else "but"
         (what, verb), (other, verb_too) = self.aspect(), self.aspect()
-        return f"{what} {verb} {self.adjective(first)} {joint} {other} {verb_too} {self.adjective(second)}"
+        start = f"{what} {verb} {self.adjective(first)}"
+        return f"{start} {joint} {other} {verb_too} {self.adjective(second)}"
 
     def whole(self) -> str:
         return f"the {self.work} {self.pick(['is', 'was'])} {self.adjective(self.polarity())}"

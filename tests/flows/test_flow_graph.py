@@ -40,7 +40,8 @@ def test_the_repositorys_own_graph_is_read(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(REPOSITORY)
     with open_workspace(REPOSITORY) as repo:
         graph = read_graph(repo)
-    assert {"prepare", "sft", "dpo@0.1-0.001-0", "compare"} <= set(graph)
+    assert {"prepare", "sft", "compare"} <= set(graph)
+    assert [name for name in graph if name.startswith("dpo@")]
     assert list(graph)[-1] == "compare"
 
 

@@ -1,0 +1,64 @@
+"""Fixtures that the layers' tests share."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import pytest
+import torch
+
+from betaflow.config import Params, ScratchSettings, load_params
+from betaflow.policy.loading import save_model
+from betaflow.policy.scratch import make_model, train_tokenizer
+from betaflow.worlds.sentiment import write_review
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def params() -> Params:
+    return load_params(REPOSITORY / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    rng = random.Random(0)
+    return [write_review(rng).text for _ in range(200)]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A folder with a two-layer Llama (random weights, not tiny logits) and its tokenizer."""
+    settings = ScratchSettings(vocabulary=400, hidden=64, layers=2, heads=2, max_positions=128)
+    tokenizer = train_tokenizer(texts, settings.vocabulary)
+    model = make_model(settings, tokenizer, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)  # sharp next-token distributions: errors show
+    folder = tmp_path_factory.mktemp("tiny")
+    save_model(model, tokenizer, folder)
+    return folder

@@ -1,0 +1,146 @@
+"""Log-probabilities against a plain forward pass of each sequence alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
+
+from betaflow.data.tokenise import Encoded, collate
+from betaflow.errors import UserError
+from betaflow.evaluation.kl import batch_kl, sequence_kl
+from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
+from betaflow.policy.logps import all_sequence_logps, sequence_logps, token_statistics
+from betaflow.policy.rewards import all_sequence_scores, token_values
+
+SEQUENCES = [
+    Encoded([1, 30, 31], [40, 41, 42, 2]),
+    Encoded([1], [50, 2]),
+    Encoded([1, 30, 31, 32, 33, 34], [60]),
+]
+
+
+def models(tiny: Path) -> dict[str, PreTrainedModel]:
+    torch.manual_seed(0)
+    size = {"vocab_size": 400, "max_position_embeddings": 64}
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return {
+        "llama": load_policy(tiny),
+        "gpt2": GPT2LMHeadModel(
+            GPT2Config(vocab_size=400, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+        ),
+        "gpt_neox": GPTNeoXForCausalLM(GPTNeoXConfig(**size, **small, intermediate_size=64)),
+        "opt": OPTForCausalLM(
+            OPTConfig(**size, **small, ffn_dim=64, word_embed_proj_dim=32, pad_token_id=0)
+        ),
+    }
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt"])
+def test_a_padded_batch_gives_what_each_sequence_gives_alone(tiny: Path, family: str) -> None:
+    model = models(tiny)[family].eval()
+    together = sequence_logps(model, collate(SEQUENCES, pad=0))
+    for value, sequence in zip(together, SEQUENCES, strict=True):
+        ids = torch.tensor([sequence.prompt + sequence.completion])
+        distribution = torch.log_softmax(model(ids).logits[0], -1)
+        start = len(sequence.prompt)
+        alone = sum(
+            distribution[start + t - 1, token] for t, token in enumerate(sequence.completion)
+        )
+        torch.testing.assert_close(value, torch.as_tensor(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_any_batch_size_gives_the_same_in_the_given_order(tiny: Path) -> None:
+    model = load_policy(tiny).eval()
+    found = [
+        all_sequence_logps(model, SEQUENCES, pad=0, batch_size=size, precision="float32")
+        for size in (1, 2, 3)
+    ]
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+
+
+def test_token_statistics_add_up(tiny: Path) -> None:
+    model = load_policy(tiny).eval()
+    batch = collate(SEQUENCES, pad=0)
+    tokens = token_statistics(model, batch)
+    torch.testing.assert_close(tokens.logps.sum(-1), sequence_logps(model, batch))
+    assert (tokens.entropy[tokens.mask] > 0).all()
+    assert (tokens.logps[~tokens.mask] == 0).all()
+
+
+def test_kl_is_zero_against_itself_and_the_full_sum_against_another(tiny: Path) -> None:
+    policy, reference = load_policy(tiny).eval(), load_policy(tiny).eval()
+    assert torch.all(batch_kl(policy, reference, collate(SEQUENCES, pad=0)).kl == 0)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    found = sequence_kl(policy, reference, SEQUENCES, pad=0, batch_size=2, precision="float32")
+    assert (found.kl > 0).all()
+    sequence = SEQUENCES[0]
+    ids = torch.tensor([sequence.prompt + sequence.completion])
+    with torch.no_grad():
+        ours, theirs = (torch.log_softmax(m(ids).logits[0], -1) for m in (policy, reference))
+    by_hand = (ours.exp() * (ours - theirs)).sum(-1)[len(sequence.prompt) - 1 : -1].sum()
+    torch.testing.assert_close(found.kl[0], by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_sampled_kl_agrees_with_the_mean_log_ratio(tiny: Path) -> None:
+    """Both estimate the sequence KL on the policy's own samples; the exact one varies less."""
+    from betaflow.sampling.engine import Request
+    from betaflow.sampling.hf_engine import HFEngine
+
+    policy, reference = load_policy(tiny).eval(), load_policy(tiny).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    engine = HFEngine(policy, load_tokenizer(tiny), 256)
+    drawn = engine.generate([Request([1, 30], 1.0, seed, 6) for seed in range(768)])
+    sequences = [Encoded([1, 30], completion.token_ids) for completion in drawn]
+    found = sequence_kl(policy, reference, sequences, pad=0, batch_size=256, precision="float32")
+    ratio = found.policy_logps - found.reference_logps
+    gap = float(found.kl.mean() - ratio.mean())
+    assert abs(gap) < 4 * float((found.kl - ratio).std()) / len(drawn) ** 0.5
+    assert found.kl.std() < ratio.std()
+
+
+def test_the_score_is_read_at_the_last_real_token_even_if_pad_is_eos(tiny: Path) -> None:
+    model = load_reward_model(tiny, new_head_seed=0).eval()
+    found = all_sequence_scores(model, SEQUENCES, pad=2, batch_size=3, precision="float32")
+    for value, sequence in zip(found, SEQUENCES, strict=True):
+        alone = token_values(model, collate([sequence], pad=2))[0, -1]
+        torch.testing.assert_close(value, alone.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_reward_head_is_drawn_as_said_and_reproducibly(tiny: Path) -> None:
+    first, again = (load_reward_model(tiny, new_head_seed=3).score.weight for _ in range(2))
+    assert torch.equal(first, again)
+    assert 0.5 < float(first.detach().std() * (64 + 1) ** 0.5) < 1.5
+
+
+def test_loading_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make align"):
+        load_policy("out/nothing-here")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.base"):
+        load_policy(tmp_path)
+
+
+def test_dropout_is_off_after_loading(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=1)
+    assert config.resid_pdrop > 0
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    model = load_policy(tmp_path).train()
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(ids).logits, model(ids).logits)

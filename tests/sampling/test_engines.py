@@ -1,0 +1,140 @@
+"""Both engines behind the one interface: the same scores, the same greedy text, honest draws."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from betaflow.errors import UserError
+from betaflow.policy.loading import load_policy, load_tokenizer
+from betaflow.sampling.engine import Request, open_engine
+from betaflow.sampling.hf_engine import HFEngine
+from betaflow.sampling.parity import require_parity
+
+PROMPTS = [[1, 30, 31], [1, 40], [1, 50, 51, 52, 53]]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path) -> HFEngine:
+    return HFEngine.load(tiny, batch_size=2)
+
+
+def test_greedy_draws_are_the_argmax_and_score_as_drawn(engine: HFEngine) -> None:
+    drawn = engine.generate([Request(ids, 0.0, 0, 5) for ids in PROMPTS])
+    pairs = [(p, c.token_ids) for p, c in zip(PROMPTS, drawn, strict=True)]
+    for completion, scored in zip(drawn, engine.score(pairs), strict=True):
+        assert scored.is_greedy
+        assert completion.logprob == pytest.approx(scored.logprob, abs=1e-4)
+
+
+def test_the_same_requests_draw_the_same_and_other_seeds_others(engine: HFEngine) -> None:
+    def draw(seed: int) -> list[list[int]]:
+        requests = [Request(ids, 1.0, seed, 12) for ids in PROMPTS]
+        return [completion.token_ids for completion in engine.generate(requests)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_draws_follow_the_tempered_distribution(engine: HFEngine, temperature: float) -> None:
+    engine = HFEngine(engine.model, engine.tokenizer, 512)
+    count = 2048
+    drawn = engine.generate([Request([1, 30], temperature, seed, 1) for seed in range(count)])
+    found = Counter(completion.token_ids[0] for completion in drawn)
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([[1, 30]])).logits[0, -1] / temperature
+    expected = torch.softmax(logits, -1)
+    for token in expected.topk(5).indices.tolist():
+        p = float(expected[token])
+        assert abs(found[token] / count - p) < 5 * (p * (1 - p) / count) ** 0.5
+
+
+def test_log_probabilities_are_the_model_s_own_at_any_temperature(engine: HFEngine) -> None:
+    (drawn,) = engine.generate([Request(PROMPTS[0], 0.5, 3, 6)])
+    (scored,) = engine.score([(PROMPTS[0], drawn.token_ids)])
+    assert drawn.logprob == pytest.approx(scored.logprob, abs=1e-4)
+
+
+def test_an_unfinished_completion_says_so(engine: HFEngine) -> None:
+    eos = engine.tokenizer.eos_token_id
+    for completion in engine.generate([Request(ids, 1.0, 5, 8) for ids in PROMPTS * 20]):
+        assert (completion.finish_reason == "stop") == (completion.token_ids[-1] == eos)
+        assert eos not in completion.token_ids[:-1]
+        assert len(completion.token_ids) <= 8
+
+
+def test_parity_is_demanded() -> None:
+    assert require_parity([-1.0], [-1.001], [2], tolerance=1e-3, what="x") < 1e-3
+    for engine, plain in ([-1.0], [-2.0]), ([float("nan")], [-1.0]), ([], []):
+        with pytest.raises(UserError):
+            require_parity(engine, plain, [1] * len(engine), tolerance=1e-3, what="x")
+
+
+VLLM = """
+import json, sys, torch
+torch.set_num_threads(1)
+from betaflow.sampling.engine import Request, open_engine
+engine = open_engine("vllm", sys.argv[1], threads=1)
+prompts = json.loads(sys.argv[2])
+requests = [Request(p, t, s, 8) for t in (0.0, 1.0) for s in (1, 2) for p in prompts]
+drawn = engine.generate(requests)
+backwards = engine.generate(requests[::-1])[::-1]
+pairs = [(r.prompt_ids, c.token_ids) for r, c in zip(requests, drawn)]
+print("RESULT" + json.dumps({
+    "drawn": [c._asdict() for c in drawn],
+    "backwards": [c.token_ids for c in backwards],
+    "scores": [s._asdict() for s in engine.score(pairs)],
+    "max_length": engine.max_length,
+}))
+"""
+
+
+def test_vllm_gives_hugging_face_s_numbers(tiny: Path, engine: HFEngine) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", VLLM, str(tiny), json.dumps(PROMPTS)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert lines, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT"))
+    requests = [Request(p, t, s, 8) for t in (0.0, 1.0) for s in (1, 2) for p in PROMPTS]
+    drawn = found["drawn"]
+    # With a seed a request, the order of the requests does not matter.
+    assert [c["token_ids"] for c in drawn] == found["backwards"]
+    pairs = [(r.prompt_ids, c["token_ids"]) for r, c in zip(requests, drawn, strict=True)]
+    for completion, theirs, ours in zip(drawn, found["scores"], engine.score(pairs), strict=True):
+        assert theirs["logprob"] == pytest.approx(ours.logprob, abs=1e-3)
+        assert completion["logprob"] == pytest.approx(ours.logprob, abs=1e-3)
+        assert theirs["is_greedy"] == ours.is_greedy
+    greedy = engine.generate(requests[:3])
+    assert [c.token_ids for c in greedy] == [c["token_ids"] for c in drawn[:3]]
+    assert [c.text for c in greedy] == [c["text"] for c in drawn[:3]]
+    assert found["max_length"] == engine.max_length == 128
+
+
+def test_a_missing_vllm_is_said_and_nothing_else_takes_its_place(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match="engine: hf"):
+        open_engine("vllm", tiny, threads=1)
+
+
+def test_weights_in_training_are_the_ones_that_draw(tiny: Path) -> None:
+    model = load_policy(tiny)
+    engine = HFEngine(model, load_tokenizer(tiny), 4)
+    before = engine.generate([Request(PROMPTS[0], 0.0, 0, 4)])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * parameter.std())
+    assert engine.generate([Request(PROMPTS[0], 0.0, 0, 4)]) != before

@@ -1,0 +1,97 @@
+"""MLflow, for real: one run an arm, found again by its inputs; away, nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from betaflow.config import Params
+from tasks import tracking
+
+ABOUT = {
+    "arm": "dpo-b0.1-lr0.001-s0",
+    "method": "dpo",
+    "beta": 0.1,
+    "learning_rate": 0.001,
+    "seed": 0,
+    "fingerprint": "f" * 64,
+}
+ROWS = [{"step": step, "loss": 1.0 / (step + 1), "grad_norm": 2.0} for step in range(30)]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "out/data").mkdir(parents=True)
+    (tmp_path / "out/data/sft_train.jsonl").write_text('{"text": "x"}\n')
+    return tmp_path
+
+
+def train(params: Params, rows: list[dict[str, Any]] = ROWS) -> None:
+    with tracking.training_run(params, ABOUT, {"training": {"epochs": 1.0}}) as log:
+        for row in rows:
+            log.step(row)
+        log.finish({"eval/loss": 0.5})
+
+
+def test_a_run_holds_params_steps_final_figures_and_data(workspace: Path, params: Params) -> None:
+    train(params)
+    tracker = tracking.Tracker(params)
+    run = tracker.client.get_run(tracker.arm_run(ABOUT).info.run_id)
+    assert run.info.run_name == ABOUT["arm"]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == tracker.sweep_run.info.run_id
+    assert run.data.params["beta"] == "0.1"
+    assert run.data.params["training.epochs"] == "1.0"
+    assert run.data.metrics["eval/loss"] == 0.5
+    history = tracker.client.get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in ROWS]
+    assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["out/pairs"]
+
+
+def test_doing_a_stage_again_makes_no_twin_and_no_double_points(
+    workspace: Path, params: Params
+) -> None:
+    train(params)
+    train(params)
+    tracker = tracking.Tracker(params)
+    runs = tracker.client.search_runs([tracker.experiment])
+    assert sorted(r.data.tags["betaflow.method"] for r in runs) == ["dpo", "sweep"]
+    run = tracker.arm_run(ABOUT)
+    assert len(tracker.client.get_metric_history(run.info.run_id, "loss")) == len(ROWS)
+
+
+def test_other_data_is_another_sweep(workspace: Path, params: Params) -> None:
+    first = tracking.Tracker(params).sweep_run.info.run_id
+    assert tracking.Tracker(params).sweep_run.info.run_id == first
+    (workspace / "out/data/sft_train.jsonl").write_text('{"text": "y"}\n')
+    assert tracking.Tracker(params).sweep_run.info.run_id != first
+
+
+def test_a_server_that_is_away_stops_nothing_and_shows_no_secret(
+    workspace: Path,
+    params: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://name:hunter2@127.0.0.1:9")
+    train(params)
+    said = capsys.readouterr().err
+    assert said.count("warning: MLflow at") == 1
+    assert "hunter2" not in said
+
+
+def test_a_stage_that_dies_leaves_its_run_marked(workspace: Path, params: Params) -> None:
+    with (
+        pytest.raises(SystemExit),
+        tracking.training_run(params, ABOUT, {}) as log,
+    ):
+        log.step(ROWS[0])
+        raise SystemExit(143)
+    tracker = tracking.Tracker(params)
+    run = tracker.client.get_run(tracker.arm_run(ABOUT).info.run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.metrics["loss"] == 1.0

@@ -1,0 +1,199 @@
+"""SFT, DPO, the reward model and PPO on a tiny model: what must hold whatever the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from betaflow.config import Params
+from betaflow.data.tokenise import Encoded
+from betaflow.errors import UserError
+from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
+from betaflow.policy.logps import all_sequence_logps
+from betaflow.training import ppo
+from betaflow.training.dpo import ReferencedPairs, train_dpo
+from betaflow.training.ppo import Models, ScoreScale, train_ppo
+from betaflow.training.reward import train_reward
+from betaflow.training.sft import packing_is_exact, train_sft
+
+QUICK = {"batch_size": 8, "micro_batch_size": 4, "warmup_steps": 0, "schedule": "constant"}
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+def sequences(count: int, good: bool) -> list[Encoded]:
+    """Completions that hold token 40 (good) or 41 (bad) among noise of many lengths."""
+    generator = torch.Generator().manual_seed(count + good)
+    found = []
+    for n in range(count):
+        noise = torch.randint(50, 90, (n % 7,), generator=generator).tolist()
+        found.append(Encoded([1, 30 + n % 5], [*noise, 40 if good else 41, 2]))
+    return found
+
+
+def pairs_of(model: torch.nn.Module, count: int = 24) -> ReferencedPairs:
+    sides = sequences(count, True), sequences(count, False)
+    logps = [all_sequence_logps(model, s, pad=0, batch_size=8, precision="float32") for s in sides]
+    return ReferencedPairs(*sides, *logps)
+
+
+def dpo(model, pairs, params: Params, label: str = "dpo", **changes):  # type: ignore[no-untyped-def]
+    settings = params.dpo.training.model_copy(update={**QUICK, "epochs": 4.0, **changes})
+    return train_dpo(
+        model, pairs, pairs, settings, label=label, beta=0.1, peak_rate=1e-3, seed=0, pad=0,
+        precision="float32", fingerprint=label,
+    )  # fmt: skip
+
+
+def test_dpo_starts_at_ln_2_and_prefers_what_is_preferred(tiny: Path, params: Params) -> None:
+    model = load_policy(tiny)
+    trained, figures = dpo(model, pairs_of(model), params)
+    first, last = trained.metrics[0], trained.metrics[-1]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["grad_weight"] == pytest.approx(0.5, abs=1e-5)
+    assert first["rewards/margin"] == pytest.approx(0, abs=1e-4)
+    assert last["loss"] < first["loss"] - 0.1
+    assert last["rewards/accuracy"] == 1
+    assert figures["eval/rewards/margin"] > 0
+    assert set(first) >= {
+        "loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy",
+        "logps/chosen", "logps/rejected", "grad_weight", "grad_norm", "learning_rate",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+def test_micro_batches_do_not_change_the_steps(tiny: Path, params: Params, optimizer: str) -> None:
+    found = []
+    for size in (1, 3, 8):
+        model = load_policy(tiny)
+        changes = {"micro_batch_size": size, "epochs": 1.0, "optimizer": optimizer}
+        trained, _ = dpo(model, pairs_of(model), params, f"{optimizer}{size}", **changes)
+        found.append([(row["loss"], row["grad_norm"]) for row in trained.metrics])
+    for other in found[1:]:
+        for ours, theirs in zip(found[0], other, strict=True):
+            assert ours == pytest.approx(theirs, rel=2e-3)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+
+
+def test_a_reference_of_another_model_is_refused(tiny: Path, params: Params) -> None:
+    model = load_policy(tiny)
+    pairs = pairs_of(model)
+    with pytest.raises(UserError, match="not ln 2"):
+        dpo(model, pairs._replace(reference_chosen=pairs.reference_chosen + 1), params)
+
+
+def test_the_reward_model_learns_to_tell_them_apart(tiny: Path, params: Params) -> None:
+    model = load_reward_model(tiny, new_head_seed=0)
+    pairs = sequences(48, True), sequences(48, False)
+    settings = params.reward.model_copy(update={**QUICK, "epochs": 6.0, "learning_rate": 3e-3})
+    trained, figures = train_reward(
+        model, pairs, pairs, settings, pad=0, precision="float32", fingerprint="r"
+    )
+    assert figures["eval/accuracy"] > 0.95
+    assert trained.metrics[-1]["loss"] < trained.metrics[0]["loss"]
+    assert figures["score/std"] > 0
+
+
+def test_sft_learns_and_packing_is_exact(tiny: Path, texts: list[str], params: Params) -> None:
+    model, tokenizer = load_policy(tiny), load_tokenizer(tiny)
+    documents = [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
+    documents = [d for d in documents if len(d) <= 120]
+    assert packing_is_exact(model, documents, 0)
+    changes = {**QUICK, "block_tokens": 120, "epochs": 3.0, "learning_rate": 3e-3}
+    settings = params.sft.model_copy(update=changes)
+    options = {"pad": 0, "precision": "float32"}
+    trained, figures = train_sft(
+        model, documents[20:], documents[:20], settings, fingerprint="s", **options
+    )
+    assert trained.metrics[-1]["loss"] < 0.7 * trained.metrics[0]["loss"]
+    assert figures["eval/perplexity"] == pytest.approx(math.exp(figures["eval/loss"]), rel=1e-5)
+    # The held-out loss is the mean over tokens of each document alone.
+    total = tokens = 0.0
+    with torch.no_grad():
+        for document in documents[:20]:
+            ids = torch.tensor([document])
+            total += float(model(ids, labels=ids).loss) * (len(document) - 1)
+            tokens += len(document) - 1
+    assert figures["eval/loss"] == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_a_model_that_can_t_be_packed_is_found_out(tiny: Path, texts: list[str]) -> None:
+    """One that ignores positions lets a block's documents see each other."""
+
+    class Deaf(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = load_policy(tiny)
+
+        def forward(self, input_ids, position_ids=None, **other):  # type: ignore[no-untyped-def]
+            return self.inner(input_ids=input_ids, **other)
+
+    tokenizer = load_tokenizer(tiny)
+    documents = [tokenizer(text).input_ids for text in texts[:2]]
+    assert not packing_is_exact(Deaf(), documents, 0)  # type: ignore[arg-type]
+
+
+def four(tiny: Path, reward: torch.nn.Module | None = None) -> Models:
+    return Models(
+        load_policy(tiny),
+        load_policy(tiny).eval(),
+        load_reward_model(tiny, new_head_seed=1),
+        (reward or load_reward_model(tiny, new_head_seed=2)).eval(),
+    )
+
+
+def run_ppo(models: Models, tiny: Path, params: Params, **changes):  # type: ignore[no-untyped-def]
+    settings = params.ppo.training.model_copy(
+        update={
+            **QUICK, "batch_size": 32, "micro_batch_size": 16, "iterations": 2, "epochs": 2,
+            "max_new_tokens": 10, "critic_warmup": 0, **changes,
+        }
+    )  # fmt: skip
+    prompts = [[1, 30 + n % 5] for n in range(40)]
+    return train_ppo(
+        models, load_tokenizer(tiny), prompts, settings, label="ppo", beta=0.02, peak_rate=3e-3,
+        seed=0, scale=ScoreScale(0.0, 1.0), precision="float32", fingerprint="p",
+    )  # fmt: skip
+
+
+def test_ppo_starts_with_no_kl_and_a_ratio_of_one(tiny: Path, params: Params) -> None:
+    first = run_ppo(four(tiny), tiny, params, iterations=1).metrics[0]
+    assert first["reward/kl"] == pytest.approx(0, abs=1e-4)
+    assert first["ratio_start"] == pytest.approx(1, abs=1e-5)
+    assert 0 <= first["clip_fraction"] <= 1
+
+
+def test_in_warm_up_the_critic_alone_moves(tiny: Path, params: Params) -> None:
+    models = four(tiny)
+    before = [p.detach().clone() for p in models.policy.parameters()]
+    critic = [p.detach().clone() for p in models.critic.parameters()]
+    run_ppo(models, tiny, params, iterations=1, critic_warmup=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, models.policy.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(critic, models.critic.parameters(), strict=True)
+    )
+
+
+def test_ppo_learns_the_reward_it_is_given(
+    tiny: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward for short completions: the score rises, lengths fall."""
+
+    def scores(_model, batch):  # type: ignore[no-untyped-def]
+        return 2.0 - 0.4 * batch.completion_mask.sum(-1).float()
+
+    monkeypatch.setattr(ppo, "sequence_scores", scores)
+    rows = run_ppo(
+        four(tiny), tiny, params, iterations=25, batch_size=64, missing_eos_penalty=0.5
+    ).metrics
+    early, late = rows[:3], rows[-3:]
+    assert sum(r["reward/score"] for r in late) > sum(r["reward/score"] for r in early) + 1.0
+    assert sum(r["completion_tokens"] for r in late) < sum(r["completion_tokens"] for r in early)
