@@ -1,7 +1,7 @@
 # betaflow: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup align promote test lint types ui server clean lock
+.PHONY: help setup align track promote test lint types ui clean lock
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
@@ -16,6 +16,9 @@ setup:          ## make .venv from the lock in requirements/
 align: setup    ## run the whole pipeline of params.yaml (what is up to date is not redone)
 	@$(BIN)/python -m flows.align
 
+track: setup    ## fill MLflow in from the files in out/ (after its server was away)
+	@$(BIN)/python -m tasks.track
+
 promote: setup  ## register the best arm in MLflow and make it the champion (ARM=… names one)
 	@$(BIN)/python -m flows.promote $(if $(ARM),--arm $(ARM))
 
@@ -29,7 +32,7 @@ types: setup    ## mypy
 	@$(BIN)/mypy
 
 ui: setup       ## open MLflow on http://127.0.0.1:5000 (PORT=… for another port)
-	@$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $${PORT:-5000}
 
 clean:          ## remove what the pipeline made (DVC's cache stays: the next run takes it from there)
 	@rm -rf out dvc.lock

@@ -54,6 +54,7 @@ class DataSettings(Section):
     source: Literal["world", "hh", "jsonl", "parquet", "hub"]
     path: str | None
     hub_split: str | None
+    hub_revision: str | None = None
     text: str | None
     eval_fraction: Fraction
     max_rows: Count | None
@@ -137,6 +138,7 @@ class PairsSettings(Section):
     max_completion_tokens: Count
     temperature: Positive
     engine: Literal["vllm", "hf"]
+    logprob_tolerance: Positive
     seed: int
     threads: Count
 
@@ -241,6 +243,7 @@ class BenchmarkSettings(Section):
     engine: Literal["vllm", "hf"]
     tasks: list[str]
     limit: Count | None
+    logprob_tolerance: Positive
     batch_size: Count
     threads: Count
 
@@ -260,7 +263,7 @@ class PromotionSettings(Section):
 
     metric: str
     temperature: NonNegative
-    methods: Annotated[list[str], Field(min_length=1)]
+    methods: Annotated[list[Literal["sft", "dpo", "ppo"]], Field(min_length=1)]
 
 
 class Params(BaseModel):
@@ -291,6 +294,47 @@ class Params(BaseModel):
                 "vLLM's attention on a CPU wants heads of a multiple of 32: change "
                 "model.scratch.hidden or heads, or set `engine: hf`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _inputs_are_tracked(self) -> Params:
+        """Files must lie in `data/`, which is part of the graph: elsewhere a change is not seen."""
+        files = {"data.text": self.data.text}
+        if self.data.source in ("hh", "jsonl", "parquet"):
+            files["data.path"] = self.data.path
+        if Path(self.model.base).is_dir() or self.model.base.startswith((".", "/")):
+            files["model.base"] = self.model.base
+        for key, path in files.items():
+            if path is not None and (".." in Path(path).parts or Path(path).parts[:1] != ("data",)):
+                raise ValueError(
+                    f"{key} {path!r} is not in data/, where a change of it would be seen; "
+                    f"`dvc import-url {path} data/` (or `dvc add` a copy there)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Params:
+        if self.promotion.temperature not in self.sample.temperatures:
+            raise ValueError("promotion.temperature must be one of sample.temperatures")
+        if self.data.source != "world" and "betaflow_cloze" in self.benchmark.tasks:
+            raise ValueError("benchmark.tasks: betaflow_cloze is of the embedded world alone")
+        if self.model.base == "scratch" and self.model.scratch is not None:
+            longest = self.model.scratch.max_positions
+            needed = {
+                "sft.block_tokens": self.sft.block_tokens,
+                "pairs.max_prompt_tokens + pairs.max_completion_tokens": (
+                    self.pairs.max_prompt_tokens + self.pairs.max_completion_tokens
+                ),
+                "pairs.max_prompt_tokens + sample.max_new_tokens": (
+                    self.pairs.max_prompt_tokens + self.sample.max_new_tokens
+                ),
+                "pairs.max_prompt_tokens + ppo.training.max_new_tokens": (
+                    self.pairs.max_prompt_tokens + self.ppo.training.max_new_tokens
+                ),
+            }
+            for what, tokens in needed.items():
+                if tokens > longest:
+                    raise ValueError(f"{what} = {tokens} is more than model.scratch.max_positions")
         return self
 
     @model_validator(mode="after")

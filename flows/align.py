@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before Prefect is imported, which reads its settin
 import argparse
 import fcntl
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from flows.schedule import AGAIN, StagesFailed, run_all
 from flows.stages import GRACE, end_processes, of_workspace
 
 LOCK = Path("out/.local/align.lock")
+TEMPORARY = Path("out/.local/tmp")
 
 # What the run shows besides Prefect's log; `main` puts a real one here.
 _display: Display = Display()
@@ -55,6 +57,7 @@ def align() -> None:
     with workspace_lock(workspace):
         # We hold the lock, so these belong to a flow that was killed.
         end_processes(lambda: of_workspace(workspace), GRACE)
+        shutil.rmtree(workspace / TEMPORARY, ignore_errors=True)  # of processes that were killed
         with open_workspace(workspace) as repo:
             graph = read_graph(repo)
             dirty = dirty_stages(repo, graph)

@@ -34,9 +34,10 @@ def promote(arm: str | None = None) -> int:
 
 
 def _sentence(done: Promotion) -> str:
+    value = "not measured" if done.value is None else f"{done.value:.4g}"
     return (
         f"{done.arm} is version {done.version} of the registered model {done.model} and its "
-        f"champion ({done.metric} = {done.value:.4g}). Load it with "
+        f"champion ({done.metric}: {value}). Load it with "
         f"mlflow.transformers.load_model('models:/{done.model}@champion')."
     )
 

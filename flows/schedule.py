@@ -143,7 +143,9 @@ def _stage_task(workspace: Path, stop: threading.Event, display: Display) -> Any
         display.started(stage)
         mark = "failed"
         try:
-            variables = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+            variables = {
+                "CUDA_VISIBLE_DEVICES": gpu
+            }  # empty: no GPU for a stage that was given none
             run_stage(stage, workspace, stop, _listener(stage, display), variables)
             mark = "done"
         except StageFailed as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from betaflow.config import arms, load_params
 from betaflow.io import write_json
+from betaflow.training import checkpoints
 from tasks._main import run
 
 
@@ -28,6 +29,7 @@ def main() -> None:
         for path in sorted(folder.glob("*")) if folder.is_dir() else []:
             if path.name not in names:
                 print(f"removing {path}: not in the sweep any more")
+                checkpoints.clear(path.name)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json("out/arms.json", [{"name": arm.name, **arm.model_dump()} for arm in sweep])
 

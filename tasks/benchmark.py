@@ -7,9 +7,11 @@ from pathlib import Path
 
 from betaflow.config import arms, load_params
 from betaflow.errors import UserError
-from betaflow.io import LOCAL, write_json
-from betaflow.sampling.engine import Engine, open_engine
+from betaflow.io import LOCAL, read_jsonl, write_json
+from betaflow.sampling.engine import open_engine
+from betaflow.sampling.parity import check_engine
 from tasks._arguments import arm_name
+from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
 
 
@@ -29,10 +31,14 @@ def main() -> None:
             settings.engine,
             folder,
             threads=settings.threads,
+            precision=params.model.precision,
             batch_size=settings.batch_size,
             trust_remote_code=trust,
         )
-        _check(engine, folder, params.sample.logprob_tolerance, trust)
+        chosen, _ = encode_pairs(engine.tokenizer, read_jsonl("out/pairs/eval.jsonl")[:16])
+        check_engine(
+            engine, folder, chosen, tolerance=settings.logprob_tolerance, trust_remote_code=trust
+        )
         from betaflow.evaluation.harness import run_harness
 
         results = run_harness(engine, settings.tasks, limit=settings.limit, cache=Path(cache))
@@ -40,27 +46,6 @@ def main() -> None:
     for task, values in results["results"].items():
         shown = (f"{key} {value:.4g}" for key, value in values.items() if "stderr" not in key)
         print(f"{name}: {task}: {', '.join(shown)}")
-
-
-def _check(engine: Engine, folder: str, tolerance: float, trust: bool) -> None:
-    """Compare scores of a few held-out pairs with Hugging Face's."""
-    from betaflow.io import read_jsonl
-    from betaflow.sampling.hf_engine import HFEngine
-    from betaflow.sampling.parity import require_parity
-    from tasks._inputs import encode_pairs
-
-    if engine.name == "hf":
-        return
-    chosen, _ = encode_pairs(engine.tokenizer, read_jsonl("out/pairs/eval.jsonl")[:16])
-    pairs = [(s.prompt, s.completion) for s in chosen]
-    plain = HFEngine.load(folder, batch_size=16, trust_remote_code=trust)
-    require_parity(
-        [s.logprob for s in engine.score(pairs)],
-        [s.logprob for s in plain.score(pairs)],
-        [len(target) for _, target in pairs],
-        tolerance=tolerance,
-        what=f"{engine.name} on {folder}",
-    )
 
 
 if __name__ == "__main__":

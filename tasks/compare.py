@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from betaflow.config import Params, arms, load_params
+from betaflow.errors import UserError
 from betaflow.io import atomic_directory, read_json, read_jsonl
 from betaflow.report.build import build, render
 from tasks import tracking
@@ -23,6 +24,8 @@ def main() -> None:
     print(f"{len(rows)} rows: {FOLDER}/table.csv; report: {FOLDER}/report.html")
     try:
         fill_in(params, rows)
+    except UserError:
+        raise
     except Exception as error:  # the comparison stands without a tracking server
         tracking.warn(error)
 
@@ -35,6 +38,7 @@ def fill_in(params: Params, rows: list[dict[str, Any]]) -> None:
     for about in summaries:
         folder = _folder(about)
         arm_run = tracker.arm_run(about)
+        tracker.describe(arm_run, about)
         steps = read_jsonl(folder / "metrics.jsonl")
         if int(arm_run.data.tags.get(tracking.TAG + "steps_logged", 0)) < len(steps):
             tracker.log_steps(arm_run, steps)

@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+import pandas as pd
+import torch
 
 from betaflow.config import Arm, load_params
-from betaflow.io import atomic_directory
+from betaflow.errors import UserError
+from betaflow.io import atomic_directory, read_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer, save_model
 from betaflow.training import checkpoints
-from betaflow.training.dpo import train_dpo
+from betaflow.training.dpo import ReferencedPairs, train_dpo
 from tasks import tracking
 from tasks._arguments import arm_arguments
-from tasks._inputs import referenced_pairs, training_fingerprint, write_timing, write_training
+from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
+from tasks._training import training_fingerprint, write_timing, write_training
+
+
+def referenced_pairs(tokenizer: Any, split: str) -> ReferencedPairs:
+    """Pairs of a split with their cached reference log-probabilities."""
+    rows = read_jsonl(f"out/pairs/{split}.jsonl")
+    table = pd.read_parquet(f"out/reference/{split}.parquet")
+    chosen, rejected = encode_pairs(tokenizer, rows)
+    if [row["id"] for row in rows] != table["id"].tolist():
+        raise UserError(
+            "out/reference is not about the pairs in out/pairs; run `dvc repro reference`"
+        )
+    for name, sequences in (("chosen", chosen), ("rejected", rejected)):
+        if table[f"{name}_tokens"].tolist() != [len(s.completion) for s in sequences]:
+            raise UserError(
+                "the reference was computed on other tokens than the policy is trained on; "
+                "delete out/reference and run again"
+            )
+    return ReferencedPairs(
+        chosen,
+        rejected,
+        torch.tensor(table["chosen_logps"].to_numpy(), dtype=torch.float32),
+        torch.tensor(table["rejected_logps"].to_numpy(), dtype=torch.float32),
+    )
 
 
 def main(arguments: argparse.Namespace | None = None) -> None:
@@ -26,13 +55,9 @@ def main(arguments: argparse.Namespace | None = None) -> None:
     tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
     pairs, held_out = (referenced_pairs(tokenizer, split) for split in ("train", "eval"))
     settings = {"training": params.dpo.training.model_dump(), "precision": params.model.precision}
-    identity = training_fingerprint(
-        "dpo",
-        ["out/sft", "out/pairs", "out/reference", "betaflow/objectives/dpo.py"],
-        {**settings, **arm.model_dump()},
-    )
-    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity}
-    with tracking.training_run(params, about, settings) as log:
+    identity = training_fingerprint("dpo", {**settings, **arm.model_dump()})
+    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": settings}
+    with tracking.training_run(params, about) as log:
         trained, figures = train_dpo(
             policy,
             pairs,

@@ -7,16 +7,22 @@ chat template.
 
 from __future__ import annotations
 
-from betaflow.config import load_params
+from typing import Any
+
+from betaflow.config import Params, load_params
+from betaflow.data.chat import render_text
 from betaflow.data.pairs import human_pairs, sampled_pairs
+from betaflow.data.tokenise import encode
 from betaflow.io import atomic_directory, read_jsonl, write_json, write_jsonl
 from betaflow.policy.loading import load_tokenizer
+from betaflow.sampling.engine import Engine, open_engine
+from betaflow.sampling.parity import check_engine
 from tasks._inputs import prompt_rows
 from tasks._main import run, set_threads
 
 
 def main() -> None:
-    """Write `train.jsonl`, `eval.jsonl` and `statistics.json`."""
+    """Write `train.jsonl`, `eval.jsonl`, `text_eval.jsonl` and `statistics.json`."""
     params = load_params()
     set_threads(params.pairs.threads)
     trust = params.model.trust_remote_code
@@ -24,28 +30,47 @@ def main() -> None:
     statistics = {}
     with atomic_directory("out/pairs") as folder:
         if params.pairs.source == "sampled":
-            from betaflow.sampling.engine import open_engine
             from betaflow.worlds.sentiment import gold_reward
 
             engine = open_engine(
                 params.pairs.engine,
                 "out/sft",
                 threads=params.pairs.threads,
+                precision=params.model.precision,
                 batch_size=256,
                 trust_remote_code=trust,
             )
+            _check(engine, params, tokenizer)
             for split in ("train", "eval"):
-                prompts = prompt_rows(tokenizer, f"prompts_{split}", params.pairs.max_prompt_tokens)
+                name, longest = f"prompts_{split}", params.pairs.max_prompt_tokens
+                prompts = prompt_rows(tokenizer, name, longest)
                 rows, statistics[split] = sampled_pairs(prompts, engine, gold_reward, params.pairs)
+                dropped = len(read_jsonl(f"out/data/{name}.jsonl")) - len(prompts)
+                statistics[split]["dropped_long_prompt"] = dropped
                 write_jsonl(folder / f"{split}.jsonl", rows)
         else:
             for split in ("train", "eval"):
                 given = read_jsonl(f"out/data/pairs_{split}.jsonl")
                 rows, statistics[split] = human_pairs(given, tokenizer, params.pairs)
                 write_jsonl(folder / f"{split}.jsonl", rows)
+        held_out = read_jsonl("out/data/sft_eval.jsonl")
+        texts = [{"text": render_text(tokenizer, row)} for row in held_out]
+        write_jsonl(folder / "text_eval.jsonl", texts)  # for lm-eval's perplexity
         write_json(folder / "statistics.json", statistics)
     for split, figures in statistics.items():
         print(f"{split}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+
+
+def _check(engine: Engine, params: Params, tokenizer: Any) -> None:
+    """Compare the engine with Hugging Face on a few held-out texts."""
+    texts = [render_text(tokenizer, row) for row in read_jsonl("out/data/sft_eval.jsonl")[:16]]
+    check_engine(
+        engine,
+        "out/sft",
+        [encode(tokenizer, text[:4], text[4:]) for text in texts],
+        tolerance=params.pairs.logprob_tolerance,
+        trust_remote_code=params.model.trust_remote_code,
+    )
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ import argparse
 
 from betaflow.config import Arm, load_params
 from betaflow.errors import UserError
-from betaflow.io import atomic_directory, read_json
+from betaflow.io import atomic_directory
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
 from betaflow.training import checkpoints
-from betaflow.training.ppo import Models, ScoreScale, train_ppo
+from betaflow.training.ppo import Models, reference_scale, train_ppo
 from tasks import tracking
 from tasks._arguments import arm_arguments
-from tasks._inputs import prompt_rows, training_fingerprint, write_timing, write_training
+from tasks._inputs import prompt_rows
 from tasks._main import run, set_threads
+from tasks._training import training_fingerprint, write_timing, write_training
 
 
 def main(arguments: argparse.Namespace | None = None) -> None:
@@ -35,20 +36,18 @@ def main(arguments: argparse.Namespace | None = None) -> None:
     prompts = [row["ids"] for name in names for row in prompt_rows(tokenizer, name, longest)]
     if not prompts:
         raise UserError("there is no prompt of at most pairs.max_prompt_tokens tokens in out/data")
-    scores = read_json("out/reward/summary.json")["metrics"]
     settings = {"training": params.ppo.training.model_dump(), "precision": params.model.precision}
-    identity = training_fingerprint(
-        "ppo",
-        [
-            "out/sft",
-            "out/reward",
-            *(f"out/data/{name}.jsonl" for name in names),
-            "betaflow/objectives/ppo.py",
-        ],
-        {**settings, **arm.model_dump(), "longest": longest},
+    identity = training_fingerprint("ppo", {**settings, **arm.model_dump(), "longest": longest})
+    scale = reference_scale(
+        models,
+        tokenizer,
+        prompts,
+        params.ppo.training,
+        seed=given.seed,
+        precision=params.model.precision,
     )
-    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity}
-    with tracking.training_run(params, about, settings) as log:
+    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": settings}
+    with tracking.training_run(params, about) as log:
         trained = train_ppo(
             models,
             tokenizer,
@@ -58,7 +57,7 @@ def main(arguments: argparse.Namespace | None = None) -> None:
             beta=float(given.beta),
             peak_rate=float(given.learning_rate),
             seed=given.seed,
-            scale=ScoreScale(scores["score/mean"], scores["score/std"]),
+            scale=scale,
             precision=params.model.precision,
             fingerprint=identity,
             on_step=log.step,

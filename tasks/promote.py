@@ -20,10 +20,10 @@ class Promotion(NamedTuple):
     model: str
     version: int
     metric: str
-    value: float
+    value: float | None
 
 
-def choose(params: Params, name: str | None) -> tuple[Arm, float]:
+def choose(params: Params, name: str | None) -> tuple[Arm, float | None]:
     """The named arm, or the one with the highest `promotion.metric` among its methods."""
     rules = params.promotion
     rows = {
@@ -54,6 +54,13 @@ def choose(params: Params, name: str | None) -> tuple[Arm, float]:
     return known[best], values[best]
 
 
+def _require_compared(arm: Arm, summary: dict[str, Any]) -> None:
+    """Stop if the arm's model is not the one that was compared."""
+    compared = read_json("out/compare/estimates.json")["fingerprints"][arm.name]
+    if compared != summary["fingerprint"]:
+        raise UserError(f"{arm.name} was trained again after the comparison; run `make align`")
+
+
 def promote_arm(params: Params, name: str | None = None) -> Promotion:
     """Register the chosen arm and make it champion.
 
@@ -62,6 +69,7 @@ def promote_arm(params: Params, name: str | None = None) -> Promotion:
     """
     arm, value = choose(params, name)
     summary = read_json(arm.model_dir / "summary.json")
+    _require_compared(arm, summary)
     tracker = tracking.Tracker(params)
     run = tracker.arm_run(summary)
     version = _register(params, arm, run, summary, value)
@@ -70,7 +78,9 @@ def promote_arm(params: Params, name: str | None = None) -> Promotion:
     return Promotion(arm.name, model, version, params.promotion.metric, value)
 
 
-def _register(params: Params, arm: Arm, run: Any, summary: dict[str, Any], value: float) -> int:
+def _register(
+    params: Params, arm: Arm, run: Any, summary: dict[str, Any], value: float | None
+) -> int:
     """Log the model with its weights under the arm's run; return the new version's number."""
     os.environ.setdefault("MLFLOW_TRANSFORMERS_DISABLE_HUB", "true")
     import mlflow

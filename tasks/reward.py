@@ -8,12 +8,13 @@ from betaflow.policy.loading import load_reward_model, load_tokenizer, save_mode
 from betaflow.training import checkpoints
 from betaflow.training.reward import train_reward
 from tasks import tracking
-from tasks._inputs import encode_pairs, training_fingerprint, write_timing, write_training
+from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
+from tasks._training import training_fingerprint, write_timing, write_training
 
 
 def main() -> None:
-    """Train the reward model; its mean and deviation on the pairs go into `summary.json`."""
+    """Train the reward model; its held-out accuracy goes into `summary.json`."""
     params = load_params()
     set_threads(params.reward.threads)
     trust = params.model.trust_remote_code
@@ -25,9 +26,7 @@ def main() -> None:
         for split in ("train", "eval")
     )
     settings = {"reward": params.reward.model_dump(), "precision": params.model.precision}
-    identity = training_fingerprint(
-        "reward", ["out/sft", "out/pairs", "betaflow/objectives/bradley_terry.py"], settings
-    )
+    identity = training_fingerprint("reward", settings)
     about = {
         "arm": "reward",
         "method": "reward",
@@ -35,8 +34,9 @@ def main() -> None:
         "learning_rate": params.reward.learning_rate,
         "seed": params.reward.seed,
         "fingerprint": identity,
+        "settings": settings,
     }
-    with tracking.training_run(params, about, settings) as log:
+    with tracking.training_run(params, about) as log:
         trained, figures = train_reward(
             model,
             pairs,

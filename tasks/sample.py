@@ -14,7 +14,7 @@ from betaflow.io import atomic_file
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
 from betaflow.policy.rewards import all_sequence_scores
 from betaflow.sampling.engine import Completion, Engine, Request, open_engine
-from betaflow.sampling.parity import require_parity
+from betaflow.sampling.parity import release, require_parity
 from tasks._arguments import arm_name
 from tasks._inputs import prompt_rows
 from tasks._main import run, set_threads
@@ -35,10 +35,16 @@ def main() -> None:
     prompts = _prompts(params, tokenizer)
     set_threads(settings.threads)
     engine = open_engine(
-        settings.engine, folder, threads=settings.threads, batch_size=BATCH, trust_remote_code=trust
+        settings.engine,
+        folder,
+        threads=settings.threads,
+        precision=params.model.precision,
+        batch_size=BATCH,
+        trust_remote_code=trust,
     )
     rows, drawn = _draw(engine, prompts, params)
     print(f"{name}: {len(rows)} completions by {engine.name}", flush=True)
+    release(engine)
     sequences = [Encoded(row.pop("ids"), c.token_ids) for row, c in zip(rows, drawn, strict=True)]
     frame = pd.DataFrame(rows)
     _score(frame, sequences, folder, params)

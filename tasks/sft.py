@@ -12,8 +12,8 @@ from betaflow.policy.loading import load_policy, load_tokenizer, save_model
 from betaflow.training import checkpoints
 from betaflow.training.sft import train_sft
 from tasks import tracking
-from tasks._inputs import training_fingerprint, write_timing, write_training
 from tasks._main import run, set_threads
+from tasks._training import training_fingerprint, write_timing, write_training
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     rows = {name: read_jsonl(f"out/data/sft_{name}.jsonl") for name in ("train", "eval")}
     if len(rows["train"]) < 2:
         raise UserError("there is no SFT text in out/data; see data.text in params.yaml")
-    model, tokenizer = _base(params, [row.get("text", "") for row in rows["train"]])
+    model, tokenizer = _base(params, [_plain(row) for row in rows["train"]])
     documents = {
         name: [
             [*tokenizer(render_text(tokenizer, row)).input_ids, tokenizer.eos_token_id]
@@ -32,9 +32,7 @@ def main() -> None:
         for name, found in rows.items()
     }
     settings = {"model": params.model.model_dump(), "sft": params.sft.model_dump()}
-    identity = training_fingerprint(
-        "sft", ["out/data/sft_train.jsonl", "out/data/sft_eval.jsonl"], settings
-    )
+    identity = training_fingerprint("sft", settings)
     about: dict[str, Any] = {
         "arm": "sft",
         "method": "sft",
@@ -42,9 +40,10 @@ def main() -> None:
         "learning_rate": params.sft.learning_rate,
         "seed": params.sft.seed,
         "fingerprint": identity,
+        "settings": settings,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    with tracking.training_run(params, about, settings) as log:
+    with tracking.training_run(params, about) as log:
         trained, figures = train_sft(
             model,
             documents["train"],
@@ -62,6 +61,11 @@ def main() -> None:
         log.finish(figures)
     checkpoints.clear("sft")
     print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+
+
+def _plain(row: dict[str, Any]) -> str:
+    """A document's text before there is a tokenizer (and so a chat template)."""
+    return str(row["text"]) if "text" in row else "\n\n".join(m["content"] for m in row["messages"])
 
 
 def _base(params: Params, texts: list[str]) -> tuple[Any, Any]:

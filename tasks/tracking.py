@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ TAG = "betaflow."
 
 def uri() -> str:
     """The tracking server: `MLFLOW_TRACKING_URI`, or a SQLite file in the workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
 def client() -> Any:
@@ -98,15 +99,21 @@ class Tracker:
             TAG + "method": about["method"],
         }
         with _locked():
-            return self._run(about["arm"], about["fingerprint"], tags)
+            run = self._run(about["arm"], about["fingerprint"], tags)
+            if run.data.tags.get("mlflow.parentRunId") != tags["mlflow.parentRunId"]:
+                # The same arm in a sweep with other settings upstream: it moves over.
+                for key in ("mlflow.parentRunId", TAG + "sweep"):
+                    value = tags.get(key, self.sweep)
+                    self.client.set_tag(run.info.run_id, key, value)
+            return run
 
-    def describe(self, run: Any, about: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def describe(self, run: Any, about: Mapping[str, Any]) -> None:
         """Log an arm's parameters, its data (`mlflow.data`) and the DVC hashes of its inputs."""
         from mlflow.entities import Param, RunTag
 
         names = ("beta", "learning_rate", "seed", "method")
         values = {name: about[name] for name in names if about.get(name) is not None}
-        values |= flatten(settings)
+        values |= flatten(about["settings"])
         self.client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in values.items()],
@@ -250,31 +257,30 @@ class StepLog:
 
 def warn(error: Exception) -> None:
     """Say once that tracking is off for this stage."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = _without_secrets(first)[:200]
     print(
         f"warning: MLflow at {_without_secrets(uri())} can't be used ({first}); going on without. "
-        "`compare` will fill the runs in from the files in out/.",
+        "`compare` fills the runs in from the files in out/; when it has run, `make track` does.",
         file=sys.stderr,
         flush=True,
     )
 
 
-def _without_secrets(address: str) -> str:
-    head, at, tail = address.rpartition("@")
-    return f"{head.split('://')[0]}://…@{tail}" if at else address
+def _without_secrets(text: str) -> str:
+    """Cut user names and passwords out of addresses."""
+    return re.sub(r"//[^/@\s]*@", "//…@", text)
 
 
 @contextmanager
-def training_run(
-    params: Params, about: Mapping[str, Any], settings: Mapping[str, Any]
-) -> Iterator[StepLog]:
+def training_run(params: Params, about: Mapping[str, Any]) -> Iterator[StepLog]:
     """A `StepLog` on the run of the arm that `about` describes."""
     log = StepLog()
     try:
         tracker = Tracker(params)
         log.run = tracker.arm_run(about)
         tracker.client.update_run(log.run.info.run_id, status="RUNNING")
-        tracker.describe(log.run, about, settings)
+        tracker.describe(log.run, about)
         log.tracker = tracker
     except Exception as error:  # see StepLog._try
         warn(error)

@@ -35,7 +35,10 @@ def read_pairs(settings: DataSettings) -> Iterator[Pair | Dropped]:
         case "parquet":
             rows = read_parquet_rows(path)
         case "hub":
-            rows, parse = read_hub_rows(path, settings.hub_split), parse_detected
+            rows, parse = (
+                read_hub_rows(path, settings.hub_split, settings.hub_revision),
+                parse_detected,
+            )
         case _:
             raise UserError(f"data.source: {settings.source!r} is not a source of pairs")
     for where, row in islice(rows, settings.max_rows):

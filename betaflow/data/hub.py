@@ -11,7 +11,9 @@ from betaflow.errors import UserError
 COLUMNS = ("prompt", "chosen", "rejected")
 
 
-def read_hub_rows(name: str, split: str | None) -> Iterator[tuple[str, Row]]:
+def read_hub_rows(
+    name: str, split: str | None, revision: str | None = None
+) -> Iterator[tuple[str, Row]]:
     """Yield (place, row) for each row of a split (default: train), preference columns only.
 
     No code that a dataset brings is ever run. Raises `UserError` if the dataset or the split
@@ -20,7 +22,7 @@ def read_hub_rows(name: str, split: str | None) -> Iterator[tuple[str, Row]]:
     datasets = optional("datasets", "data.source: hub")
     split = split or "train"
     try:
-        dataset = datasets.load_dataset(name, split=split)
+        dataset = datasets.load_dataset(name, split=split, revision=revision)
     except Exception as error:  # the package raises its own, the network's and Arrow's errors
         reason = str(error).strip() or type(error).__name__
         kind = "the local folder" if Path(name).is_dir() else "the hub dataset"

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -109,6 +110,8 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
             setattr(module, "attention_dropout", 0.0)  # noqa: B010  (a plain attribute, not a tensor)
+    # Draws are the model's own distribution: no penalty or cut-off that a hub model brings.
+    model.generation_config = GenerationConfig()
     return model.to(device())  # type: ignore[arg-type]
 
 

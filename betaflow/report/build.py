@@ -55,6 +55,7 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
         "temperature": headline_temperature(params),
         "ppo_arm": ppo_arm(arms),
         "best": best,
+        "fingerprints": {name: about.get("fingerprint") for name, about in summaries.items()},
         "leads": tidy(leads(best, arms, samples, params)),
         "benchmarks": _about_benchmarks(benchmarks),
         "rows": rows,

@@ -54,6 +54,7 @@ def open_engine(
     path: str | Path,
     *,
     threads: int,
+    precision: str = "float32",
     batch_size: int = 64,
     trust_remote_code: bool = False,
 ) -> Engine:
@@ -61,7 +62,9 @@ def open_engine(
     if name == "vllm":
         from betaflow.sampling.vllm_engine import VLLMEngine
 
-        return VLLMEngine(path, threads=threads, trust_remote_code=trust_remote_code)
+        return VLLMEngine(
+            path, threads=threads, precision=precision, trust_remote_code=trust_remote_code
+        )
     from betaflow.sampling.hf_engine import HFEngine
 
     return HFEngine.load(path, batch_size=batch_size, trust_remote_code=trust_remote_code)

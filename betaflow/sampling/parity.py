@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
+from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
+from betaflow.sampling.engine import Engine
 
 
 def require_parity(
@@ -37,3 +42,37 @@ def require_parity(
             "or computes in another precision: raise sample.logprob_tolerance only if you know why."
         )
     return gap
+
+
+def check_engine(
+    engine: Engine,
+    path: str | Path,
+    sequences: list[Encoded],
+    *,
+    tolerance: float,
+    trust_remote_code: bool = False,
+) -> None:
+    """Compare a freshly loaded engine's scores of some sequences with Hugging Face's."""
+    from betaflow.sampling.hf_engine import HFEngine
+
+    if engine.name == "hf":
+        return
+    pairs = [(s.prompt, s.completion) for s in sequences]
+    plain = HFEngine.load(path, batch_size=16, trust_remote_code=trust_remote_code)
+    require_parity(
+        [s.logprob for s in engine.score(pairs)],
+        [s.logprob for s in plain.score(pairs)],
+        [len(target) for _, target in pairs],
+        tolerance=tolerance,
+        what=f"{engine.name} on {path}",
+    )
+
+
+def release(engine: Engine) -> None:
+    """Give back what an engine holds, before other models are loaded beside it."""
+    import torch
+
+    engine.__dict__.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

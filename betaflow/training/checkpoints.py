@@ -61,17 +61,22 @@ def resume(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> Progress | None:
-    """Load the newest whole checkpoint of a run with the same inputs, if there is one."""
+    """Load the newest whole checkpoint of a run with the same inputs, if there is one.
+
+    Damaged checkpoints and those of other inputs are removed: left there, they would count
+    among the newest.
+    """
     for path in sorted(folder(label).glob("[0-9]*"), reverse=True):
         try:
             meta = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            if meta.pop("fingerprint") != fingerprint:
-                continue
             tensors = load_file(path / "state.safetensors")
+            ours = meta.pop("fingerprint") == fingerprint
         except (OSError, ValueError, KeyError, SafetensorError):
-            continue  # damaged: the one before it will do
-        _restore(tensors, modules, optimizer)
-        return Progress(**meta)
+            ours = False
+        if ours:
+            _restore(tensors, modules, optimizer)
+            return Progress(**meta)
+        shutil.rmtree(path, ignore_errors=True)
     return None
 
 

@@ -67,6 +67,8 @@ def train_dpo(
             sequences = [pairs.chosen[i] for i in group] + [pairs.rejected[i] for i in group]
             with autocast(precision):
                 logps = sequence_logps(policy, collate(sequences, pad).to(device()))
+            if step == 0:
+                require_reference(logps, pairs, group, precision)
             values = _values(logps, pairs, group, beta)
             (values["loss"].sum() / len(indices)).backward()
             for key, value in values.items():
@@ -126,6 +128,23 @@ def evaluate(
     )
     values = _values(logps, pairs, list(range(count)), beta)
     return {f"eval/{key}": float(value.mean()) for key, value in values.items()}
+
+
+def require_reference(
+    logps: torch.Tensor, pairs: ReferencedPairs, group: list[int], precision: str
+) -> None:
+    """Stop unless the untrained policy gives each completion the reference's log-probability.
+
+    Stricter than the loss, whose mean hides errors that cancel.
+    """
+    cached = torch.cat([pairs.reference_chosen[group], pairs.reference_rejected[group]])
+    gap = (logps.detach().cpu() - cached).abs() / cached.abs().clamp_min(1.0)
+    if not float(gap.max()) <= (1e-3 if precision == "float32" else 5e-2):
+        raise UserError(
+            f"log-probabilities of the policy before training differ from the cached reference's "
+            f"by up to {float(gap.max()):.1e} (relative), so the first loss is not ln 2: the "
+            "reference is not that of this model. Delete out/reference and run again."
+        )
 
 
 def require_ln2(loss: float, precision: str) -> None:

@@ -79,15 +79,16 @@ def fit(
             _require_finite(label, row)
             metrics.append(row)
             progress.update(step + 1, **{key: row[key] for key in show})
-            if on_step:
-                on_step(row)
             if heard:
                 save()
                 print(
                     f"{label}: saved step {step + 1}; the next run goes on from there", flush=True
                 )
                 raise Stopped(128 + heard[0])
-            if time.monotonic() - saved > checkpoint_seconds and step + 1 < steps:
+            if on_step:
+                on_step(row)
+            # The last one too: evaluation and writing the model come after it.
+            if time.monotonic() - saved > checkpoint_seconds or step + 1 == steps:
                 save()
                 saved = time.monotonic()
     return Trained(metrics, before + time.monotonic() - began)

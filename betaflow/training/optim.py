@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(
-    settings: OptimisationSettings, parameters: Iterable[nn.Parameter], *, eps: float = 1e-8
+    settings: OptimisationSettings,
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    *,
+    eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
     """AdamW, or RMSprop as in the DPO paper's code. The rate is set at every step."""
     if settings.optimizer == "adamw":
@@ -35,11 +38,14 @@ def learning_rate(settings: OptimisationSettings, peak: float, step: int, steps:
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float) -> float:
-    """Clip the gradients, take one step at `rate`, clear them; return the norm before clipping."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    for group in optimizer.param_groups:
+    """Clip each parameter group's gradient, take one step at `rate`, clear the gradients.
+
+    Returns the first group's norm before clipping.
+    """
+    groups = optimizer.param_groups
+    norms = [float(nn.utils.clip_grad_norm_(group["params"], max_grad_norm)) for group in groups]
+    for group in groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return norms[0]

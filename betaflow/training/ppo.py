@@ -25,7 +25,7 @@ from betaflow.objectives.ppo import (
 )
 from betaflow.policy.loading import autocast, device
 from betaflow.policy.logps import token_statistics
-from betaflow.policy.rewards import sequence_scores, token_values
+from betaflow.policy.rewards import all_sequence_scores, sequence_scores, token_values
 from betaflow.sampling.engine import Request
 from betaflow.sampling.hf_engine import HFEngine
 from betaflow.training import loop
@@ -33,6 +33,9 @@ from betaflow.training.optim import learning_rate, make_optimizer, optimizer_ste
 
 if TYPE_CHECKING:
     from betaflow.config import PPOTraining
+
+
+SCALE_EPISODES = 256
 
 
 class Models(NamedTuple):
@@ -85,8 +88,9 @@ def train_ppo(
     """
     pad = tokenizer.pad_token_id
     engine = HFEngine(models.policy, tokenizer, batch_size=settings.batch_size)
-    parameters = [*models.policy.parameters(), *models.critic.parameters()]
-    optimizer = make_optimizer(settings, parameters, eps=1e-5)
+    # Two groups: each is clipped by its own norm, so that neither drowns the other.
+    groups = [{"params": list(model.parameters())} for model in (models.policy, models.critic)]
+    optimizer = make_optimizer(settings, groups, eps=1e-5)
 
     def update(step: int) -> dict[str, float]:
         indices = loop.batch_indices(len(prompts), settings.batch_size, seed, step)
@@ -116,11 +120,34 @@ def train_ppo(
     return trained
 
 
+def reference_scale(
+    models: Models,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    settings: PPOTraining,
+    *,
+    seed: int,
+    precision: str,
+) -> ScoreScale:
+    """Mean and standard deviation of the scores of pi_ref's own completions (Ziegler et al.)."""
+    engine = HFEngine(models.reference, tokenizer, batch_size=settings.batch_size)
+    asked = [prompts[i] for i in loop.shuffled(len(prompts), seed, 0)[:SCALE_EPISODES]]
+    episodes, _ = _draw(engine, asked, settings, seed, -1)
+    scores = all_sequence_scores(
+        models.reward,
+        episodes,
+        pad=tokenizer.pad_token_id,
+        batch_size=settings.micro_batch_size,
+        precision=precision,
+    )
+    return ScoreScale(float(scores.mean()), max(float(scores.std()), 1e-6))
+
+
 def _draw(
     engine: HFEngine, prompts: list[list[int]], settings: PPOTraining, seed: int, step: int
 ) -> tuple[list[Encoded], torch.Tensor]:
     """Episodes at T = 1, longest first (so that micro-batches hold little padding)."""
-    first = (seed * 1_000_003 + step) * settings.batch_size
+    first = (seed * 1_000_003 + step + 1) * settings.batch_size
     requests = [
         Request(ids, 1.0, first + n, settings.max_new_tokens) for n, ids in enumerate(prompts)
     ]
@@ -187,7 +214,8 @@ def _improve(
         for part in _split(rollout, settings.micro_batch_size):
             share = part.mask.sum() / total
             with autocast(precision):
-                now = token_statistics(models.policy, part.batch)
+                with torch.set_grad_enabled(not warming):
+                    now = token_statistics(models.policy, part.batch)
                 values = _critic(models.critic, part.batch, scale)
             loss = ppo_loss(
                 now.logps,
@@ -200,10 +228,10 @@ def _improve(
                 clip=settings.clip,
                 value_clip=settings.value_clip,
             )
-            policy = loss.policy * (0.0 if warming else 1.0)
-            (share * (policy + settings.value_coefficient * loss.value)).backward()
-            for key, value in loss._asdict().items():
-                sums[key] = sums.get(key, 0.0) + float(value.detach() * share) / settings.epochs
+            value = settings.value_coefficient * loss.value
+            (share * (value if warming else loss.policy + value)).backward()
+            for key, figure in loss._asdict().items():
+                sums[key] = sums.get(key, 0.0) + float(figure.detach() * share) / settings.epochs
             if epoch == 0:
                 ratio = torch.exp((now.logps - part.logps).detach() * part.mask)
                 ratio_start += float((masked_mean(ratio, part.mask) - 1) * share)

@@ -87,11 +87,7 @@ def train_reward(
         size = 2 * settings.micro_batch_size
         return all_sequence_scores(model, sequences, pad=pad, batch_size=size, precision=precision)
 
-    at_reference = scores(chosen + rejected)
-    figures = {
-        "score/mean": float(at_reference.mean()),
-        "score/std": float(at_reference.std()),
-    }
+    figures: dict[str, float] = {}
     if held_out[0]:
         first, second = scores(held_out[0]), scores(held_out[1])
         figures["eval/loss"] = float(bradley_terry_loss(first, second).mean())

@@ -84,7 +84,9 @@ def train_sft(
         on_step=on_step,
     )
     model.eval()
-    return trained, evaluate(model, held_out, settings, pad=pad, together=together)
+    return trained, evaluate(
+        model, held_out, settings, pad=pad, together=together, precision=precision
+    )
 
 
 @torch.no_grad()
@@ -95,13 +97,15 @@ def evaluate(
     *,
     pad: int,
     together: bool,
+    precision: str,
 ) -> dict[str, float]:
     """Held-out cross-entropy, nats a token, and its perplexity."""
     blocks = pack(documents, settings.block_tokens, pad, together=together)
     total, tokens = 0.0, 0
     for start in range(0, len(blocks), settings.micro_batch_size):
         group = _stack(blocks[start : start + settings.micro_batch_size])
-        total += _summed_loss(model, group).item()
+        with autocast(precision):
+            total += _summed_loss(model, group).item()
         tokens += int((group.labels >= 0).sum())
     loss = total / max(tokens, 1)
     return {"eval/loss": loss, "eval/perplexity": float(torch.tensor(loss).exp())}

@@ -78,6 +78,10 @@ class Domain:
         self.aspects, self.parts = aspects.split(), parts.split()
         self.makers, self.consumed = makers.split(), consumed.split()
 
+    def nouns(self) -> set[str]:
+        """Words by which the domain can be told."""
+        return {*self.works, *self.aspects, *self.parts, *self.makers}
+
 
 MOVIES = Domain(
     works="movie film picture drama comedy thriller western romance sequel musical mystery documentary",

@@ -200,8 +200,8 @@ def write_review(rng: random.Random, domain: words.Domain = words.MOVIES) -> Rev
 def build(settings: WorldSettings, seed: int, eval_fraction: float) -> World:
     """Make the world's rows. The same arguments give the same rows.
 
-    Prompts are prefixes of 2 to 8 words of reviews that no model is trained on. They are split
-    by hash, as every prompt is (`betaflow.data.splits`).
+    Prompts are prefixes of 2 to 8 words of reviews other than those that SFT learns (which may
+    begin alike). They are split by hash, as every prompt is (`betaflow.data.splits`).
     """
     reviews = _texts(random.Random(f"{seed}/reviews"), settings.reviews)
     held_out = _texts(random.Random(f"{seed}/held-out"), max(settings.reviews // 16, 64))
@@ -228,10 +228,14 @@ def _texts(rng: random.Random, count: int) -> list[str]:
 
 
 def _prefixes(rng: random.Random, domain: words.Domain, count: int) -> list[str]:
+    """Distinct prefixes; of book reviews, those that show they are about a book."""
+    own = domain.nouns() - words.MOVIES.nouns() if domain is not words.MOVIES else None
     found: dict[str, None] = {}
     while len(found) < count:
         text = write_review(rng, domain).text.split(" ")
-        found[" ".join(text[: rng.randint(2, 8)])] = None
+        prefix = " ".join(text[: rng.randint(2, 8)])
+        if own is None or own & set(_WORD.findall(prefix)):
+            found[prefix] = None
     return list(found)
 
 

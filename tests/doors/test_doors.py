@@ -245,6 +245,15 @@ def test_an_added_beta_adds_its_arm_alone(parallel: Path, servers: dict[str, str
     assert list(dict.fromkeys(table.arm)) == ["sft", DPO, new, PPO]
 
 
+def test_taking_the_beta_away_takes_its_outputs_away(parallel: Path, serial: Path) -> None:
+    """Back to a sweep that was run before: DVC's run cache must not spare the clearing."""
+    change(parallel, {"dpo.grid.beta": [0.1]})
+    run(ALIGN, parallel)
+    assert [p.name for p in (parallel / "out/dpo").iterdir()] == [DPO]
+    ours, theirs = lock(parallel)["stages"], lock(serial)["stages"]
+    assert {name: ours[name] for name in theirs} == theirs
+
+
 def test_promotion_by_deployment_gives_back_the_same_model(
     parallel: Path, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ ABOUT = {
     "learning_rate": 0.001,
     "seed": 0,
     "fingerprint": "f" * 64,
+    "settings": {"training": {"epochs": 1.0}},
 }
 ROWS = [{"step": step, "loss": 1.0 / (step + 1), "grad_norm": 2.0} for step in range(30)]
 
@@ -31,7 +32,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def train(params: Params, rows: list[dict[str, Any]] = ROWS) -> None:
-    with tracking.training_run(params, ABOUT, {"training": {"epochs": 1.0}}) as log:
+    with tracking.training_run(params, ABOUT) as log:
         for row in rows:
             log.step(row)
         log.finish({"eval/loss": 0.5})
@@ -87,7 +88,7 @@ def test_a_server_that_is_away_stops_nothing_and_shows_no_secret(
 def test_a_stage_that_dies_leaves_its_run_marked(workspace: Path, params: Params) -> None:
     with (
         pytest.raises(SystemExit),
-        tracking.training_run(params, ABOUT, {}) as log,
+        tracking.training_run(params, ABOUT) as log,
     ):
         log.step(ROWS[0])
         raise SystemExit(143)

@@ -102,6 +102,16 @@ def test_a_checkpoint_of_other_inputs_is_not_used(tmp_path: Path, whole: object)
     assert result(again) == whole
 
 
+def test_old_checkpoints_of_other_inputs_do_not_push_out_the_new(
+    tmp_path: Path, whole: object
+) -> None:
+    run(tmp_path, 9, fingerprint="b")
+    assert run(tmp_path, 3).returncode == 143
+    again = run(tmp_path, -1)
+    assert "resumed at step 4 of 12" in again.stdout
+    assert result(again) == whole
+
+
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tmp_path: Path, whole: object
 ) -> None:

@@ -95,7 +95,10 @@ def test_no_prompt_is_in_train_and_eval(world: World) -> None:
 def test_the_second_domain_s_nouns_are_in_no_training_text(world: World) -> None:
     training = {word for row in world.sft_train for word in row["text"].rstrip(".").split()}
     assert not training & set(lexicon.BOOKS.works)
+    only_books = lexicon.BOOKS.nouns() - lexicon.MOVIES.nouns()
+    assert not training & only_books
     assert len(world.prompts_ood) == 30
+    assert all(only_books & set(row["prompt"].replace(".", "").split()) for row in world.prompts_ood)
 
 
 def test_a_seed_gives_the_same_rows_and_another_gives_others(world: World) -> None:

@@ -1,0 +1,19 @@
+"""Fill MLflow in from the files under `out/`, for a tracking server that was away or is new."""
+
+from __future__ import annotations
+
+from betaflow.config import load_params
+from betaflow.report.build import render
+from tasks._main import run
+from tasks.compare import FOLDER, fill_in
+
+
+def main() -> None:
+    """Log every arm of the last comparison; what is there already is not logged twice."""
+    params = load_params()
+    fill_in(params, render(params, FOLDER))
+    print("MLflow holds every run; `make ui` shows them")
+
+
+if __name__ == "__main__":
+    run(main)
