@@ -2,6 +2,7 @@
 # Compile requirements/*.txt from pyproject.toml: names and versions only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export UV_SYSTEM_CERTS=true
 links=()
 for folder in ${PIP_FIND_LINKS:-} $(.venv/bin/python -m pip config get global.find-links 2>/dev/null || true); do
   links+=(--find-links "$folder")

@@ -45,23 +45,26 @@ for folder in ${PIP_FIND_LINKS:-} $(.venv/bin/python -m pip config get global.fi
   case " ${links[*]-} " in *" $folder "*) ;; *) links+=(--find-links "$folder") ;; esac
 done
 export VIRTUAL_ENV="$PWD/.venv"
+export UV_SYSTEM_CERTS=true # the machine's certificates, as pip and curl use them
 install() {
   # The lock is complete, so nothing is resolved; byte code is made now, not at every first import.
   .venv/bin/uv pip install --no-deps --compile-bytecode ${links[@]+"${links[@]}"} "$@"
 }
 
-if [ "$device" = cuda ]; then
-  install -r "$lock"
-elif install --dry-run --quiet -r "$lock" >/dev/null 2>&1; then
-  install -r "$lock" # a CPU torch is at hand
-elif install --dry-run --quiet --torch-backend cpu -r "$lock" >/dev/null 2>&1; then
+has_cpu_torch() {
+  install --dry-run --quiet "$@" "$(grep -E '^torch==' "$lock")" >/dev/null 2>&1
+}
+
+if [ "$device" = cuda ] || has_cpu_torch; then
+  install -r "$lock" # for cpu: a CPU torch is at hand
+elif has_cpu_torch --torch-backend cpu; then
   install --torch-backend cpu -r "$lock" # PyTorch's own index of CPU builds
 else
-  # Neither: the package index's torch is a CUDA build, which also runs on a CPU.
-  echo "note: no CPU build of torch can be found; installing the index's CUDA build" >&2
+  # Neither can be reached: the package index's torch is a CUDA build, which runs on a CPU too.
   sed 's/^\(torch==[0-9.]*\)+cpu/\1/' "$lock" > .venv/lock-cuda-torch.txt
   install -r .venv/lock-cuda-torch.txt
   .venv/bin/uv pip install --compile-bytecode "$(grep -E '^torch==' .venv/lock-cuda-torch.txt)"
+  echo "note: no CPU build of torch could be found; the index's CUDA build was installed" >&2
 fi
 .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
 echo "$want" > "$stamp"
