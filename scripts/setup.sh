@@ -46,13 +46,14 @@ for folder in ${PIP_FIND_LINKS:-} $(.venv/bin/python -m pip config get global.fi
 done
 export VIRTUAL_ENV="$PWD/.venv"
 export UV_SYSTEM_CERTS=true # the machine's certificates, as pip and curl use them
+quiet=$([ -t 2 ] || echo --quiet) # bars on a terminal, and no list of 330 packages elsewhere
 install() {
   # The lock is complete, so nothing is resolved; byte code is made now, not at every first import.
-  .venv/bin/uv pip install --no-deps --compile-bytecode ${links[@]+"${links[@]}"} "$@"
+  .venv/bin/uv pip install $quiet --no-deps --compile-bytecode ${links[@]+"${links[@]}"} "$@"
 }
 
 has_cpu_torch() {
-  install --dry-run --quiet "$@" "$(grep -E '^torch==' "$lock")" >/dev/null 2>&1
+  install --dry-run "$@" "$(grep -E '^torch==' "$lock")" >/dev/null 2>&1
 }
 
 if [ "$device" = cuda ] || has_cpu_torch; then
@@ -63,7 +64,7 @@ else
   # Neither can be reached: the package index's torch is a CUDA build, which runs on a CPU too.
   sed 's/^\(torch==[0-9.]*\)+cpu/\1/' "$lock" > .venv/lock-cuda-torch.txt
   install -r .venv/lock-cuda-torch.txt
-  .venv/bin/uv pip install --compile-bytecode "$(grep -E '^torch==' .venv/lock-cuda-torch.txt)"
+  .venv/bin/uv pip install $quiet --compile-bytecode "$(grep -E '^torch==' .venv/lock-cuda-torch.txt)"
   echo "note: no CPU build of torch could be found; the index's CUDA build was installed" >&2
 fi
 .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
