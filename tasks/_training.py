@@ -1,19 +1,21 @@
-"""What the training stages share: the identity of a run, and what is written beside its model."""
+"""What the training stages share: the identity of a run, and how it ends."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from betaflow.errors import UserError
-from betaflow.io import LOCAL, write_json
+from betaflow.io import LOCAL, atomic_directory, write_json, write_jsonl
+from betaflow.policy.loading import save_model
+from betaflow.training import checkpoints
 from tasks._inputs import fingerprint
 
 if TYPE_CHECKING:
     from betaflow.training.loop import Trained
+    from tasks.tracking import StepLog
 
 # How often a checkpoint is written decides no byte of the result.
 NEUTRAL = {"checkpoint_seconds"}
@@ -38,23 +40,29 @@ def _without_neutral(settings: Any) -> Any:
     return settings
 
 
-def write_training(
-    folder: Path, trained: Trained, figures: dict[str, float], about: dict[str, Any]
+def finish(
+    output: str | Path,
+    model: Any,
+    tokenizer: Any,
+    trained: Trained,
+    figures: dict[str, float],
+    about: dict[str, Any],
+    log: StepLog,
 ) -> None:
-    """Write `metrics.jsonl` and `summary.json` beside a trained model. No wall time: see below."""
-    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as file:
-        for row in trained.metrics:
-            file.write(json.dumps(row, sort_keys=True) + "\n")
-    summary = {
-        **about,
-        "steps": len(trained.metrics),
-        "train_tokens": int(sum(row["tokens"] for row in trained.metrics)),
-        "metrics": figures,
-    }
-    text = json.dumps(summary, sort_keys=True, indent=2) + "\n"
-    (folder / "summary.json").write_text(text, encoding="utf-8")
-
-
-def write_timing(name: str, seconds: float) -> None:
-    """Keep measured wall time outside DVC: it is not a function of a stage's inputs."""
-    write_json(LOCAL / "timings" / f"{name}.json", {"train_seconds": round(seconds, 2)})
+    """Write a trained model with its metrics whole, log the end, and clear its checkpoints."""
+    with atomic_directory(output) as folder:
+        save_model(model, tokenizer, folder)
+        write_jsonl(folder / "metrics.jsonl", trained.metrics)
+        summary = {
+            **about,
+            "steps": len(trained.metrics),
+            "train_tokens": int(sum(row["tokens"] for row in trained.metrics)),
+            "metrics": figures,
+        }
+        write_json(folder / "summary.json", summary)
+    # Wall time is kept outside DVC: it is not a function of a stage's inputs.
+    seconds = {"train_seconds": round(trained.seconds, 2)}
+    write_json(LOCAL / "timings" / f"{about['arm']}.json", seconds)
+    log.finish(figures)
+    checkpoints.clear(about["arm"])
+    print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))

@@ -10,15 +10,14 @@ import torch
 
 from betaflow.config import Arm, load_params
 from betaflow.errors import UserError
-from betaflow.io import atomic_directory, read_jsonl
-from betaflow.policy.loading import load_policy, load_tokenizer, save_model
-from betaflow.training import checkpoints
+from betaflow.io import read_jsonl
+from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.training.dpo import ReferencedPairs, train_dpo
 from tasks import tracking
 from tasks._arguments import arm_arguments
 from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
-from tasks._training import training_fingerprint, write_timing, write_training
+from tasks._training import finish, training_fingerprint
 
 
 def referenced_pairs(tokenizer: Any, split: str) -> ReferencedPairs:
@@ -72,13 +71,7 @@ def main(arguments: argparse.Namespace | None = None) -> None:
             fingerprint=identity,
             on_step=log.step,
         )
-        with atomic_directory(arm.model_dir) as folder:
-            save_model(policy, tokenizer, folder)
-            write_training(folder, trained, figures, about)
-        write_timing(arm.name, trained.seconds)
-        log.finish(figures)
-    checkpoints.clear(arm.name)
-    print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+        finish(arm.model_dir, policy, tokenizer, trained, figures, about, log)
 
 
 if __name__ == "__main__":

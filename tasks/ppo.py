@@ -6,15 +6,13 @@ import argparse
 
 from betaflow.config import Arm, load_params
 from betaflow.errors import UserError
-from betaflow.io import atomic_directory
-from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
-from betaflow.training import checkpoints
+from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
 from betaflow.training.ppo import Models, reference_scale, train_ppo
 from tasks import tracking
 from tasks._arguments import arm_arguments
 from tasks._inputs import prompt_rows
 from tasks._main import run, set_threads
-from tasks._training import training_fingerprint, write_timing, write_training
+from tasks._training import finish, training_fingerprint
 
 
 def main(arguments: argparse.Namespace | None = None) -> None:
@@ -64,13 +62,7 @@ def main(arguments: argparse.Namespace | None = None) -> None:
         )
         last = trained.metrics[-1]
         figures = {f"last/{key}": last[key] for key in ("reward/score", "reward/kl", "objective")}
-        with atomic_directory(arm.model_dir) as folder:
-            save_model(models.policy, tokenizer, folder)
-            write_training(folder, trained, figures, about)
-        write_timing(arm.name, trained.seconds)
-        log.finish(figures)
-    checkpoints.clear(arm.name)
-    print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+        finish(arm.model_dir, models.policy, tokenizer, trained, figures, about, log)
 
 
 if __name__ == "__main__":

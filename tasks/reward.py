@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from betaflow.config import load_params
-from betaflow.io import atomic_directory, read_jsonl
-from betaflow.policy.loading import load_reward_model, load_tokenizer, save_model
-from betaflow.training import checkpoints
+from betaflow.io import read_jsonl
+from betaflow.policy.loading import load_reward_model, load_tokenizer
 from betaflow.training.reward import train_reward
 from tasks import tracking
 from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
-from tasks._training import training_fingerprint, write_timing, write_training
+from tasks._training import finish, training_fingerprint
 
 
 def main() -> None:
@@ -47,13 +46,7 @@ def main() -> None:
             fingerprint=identity,
             on_step=log.step,
         )
-        with atomic_directory("out/reward") as folder:
-            save_model(model, tokenizer, folder)
-            write_training(folder, trained, figures, about)
-        write_timing("reward", trained.seconds)
-        log.finish(figures)
-    checkpoints.clear("reward")
-    print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+        finish("out/reward", model, tokenizer, trained, figures, about, log)
 
 
 if __name__ == "__main__":

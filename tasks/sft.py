@@ -7,13 +7,12 @@ from typing import Any
 from betaflow.config import Params, load_params
 from betaflow.data.chat import render_text
 from betaflow.errors import UserError
-from betaflow.io import atomic_directory, read_jsonl
-from betaflow.policy.loading import load_policy, load_tokenizer, save_model
-from betaflow.training import checkpoints
+from betaflow.io import read_jsonl
+from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.training.sft import train_sft
 from tasks import tracking
 from tasks._main import run, set_threads
-from tasks._training import training_fingerprint, write_timing, write_training
+from tasks._training import finish, training_fingerprint
 
 
 def main() -> None:
@@ -54,13 +53,7 @@ def main() -> None:
             fingerprint=identity,
             on_step=log.step,
         )
-        with atomic_directory("out/sft") as folder:
-            save_model(model, tokenizer, folder)
-            write_training(folder, trained, figures, about)
-        write_timing("sft", trained.seconds)
-        log.finish(figures)
-    checkpoints.clear("sft")
-    print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+        finish("out/sft", model, tokenizer, trained, figures, about, log)
 
 
 def _plain(row: dict[str, Any]) -> str:

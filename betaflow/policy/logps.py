@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -60,13 +61,31 @@ def by_length(sequences: list[Encoded], size: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def all_sequence_logps(
-    model: nn.Module, sequences: list[Encoded], *, pad: int, batch_size: int, precision: str
+def in_batches(
+    compute: Callable[[Batch], torch.Tensor],
+    sequences: list[Encoded],
+    *,
+    pad: int,
+    batch_size: int,
+    precision: str,
 ) -> torch.Tensor:
-    """`sequence_logps` of any number of sequences, on the CPU, in their order."""
+    """`compute`, one value a sequence, for any number of sequences: on the CPU, in their order."""
     found = torch.zeros(len(sequences))
     for group in by_length(sequences, batch_size):
         batch = collate([sequences[i] for i in group], pad).to(device())
         with autocast(precision):
-            found[group] = sequence_logps(model, batch).cpu()
+            found[group] = compute(batch).cpu()
     return found
+
+
+def all_sequence_logps(
+    model: nn.Module, sequences: list[Encoded], *, pad: int, batch_size: int, precision: str
+) -> torch.Tensor:
+    """`sequence_logps` of any number of sequences, without gradients."""
+    return in_batches(
+        lambda batch: sequence_logps(model, batch),
+        sequences,
+        pad=pad,
+        batch_size=batch_size,
+        precision=precision,
+    )

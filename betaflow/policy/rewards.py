@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from betaflow.data.tokenise import Batch, Encoded, collate
-from betaflow.policy.loading import autocast, device
-from betaflow.policy.logps import by_length
+from betaflow.data.tokenise import Batch, Encoded
+from betaflow.policy.logps import in_batches
 
 
 def token_values(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -24,14 +23,14 @@ def sequence_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
     return token_values(model, batch).gather(-1, last).squeeze(-1)
 
 
-@torch.no_grad()
 def all_sequence_scores(
     model: nn.Module, sequences: list[Encoded], *, pad: int, batch_size: int, precision: str
 ) -> torch.Tensor:
-    """`sequence_scores` of any number of sequences, on the CPU, in their order."""
-    found = torch.zeros(len(sequences))
-    for group in by_length(sequences, batch_size):
-        batch = collate([sequences[i] for i in group], pad).to(device())
-        with autocast(precision):
-            found[group] = sequence_scores(model, batch).cpu()
-    return found
+    """`sequence_scores` of any number of sequences, without gradients."""
+    return in_batches(
+        lambda batch: sequence_scores(model, batch),
+        sequences,
+        pad=pad,
+        batch_size=batch_size,
+        precision=precision,
+    )
