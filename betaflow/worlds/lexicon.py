@@ -100,6 +100,6 @@ BOOKS = Domain(
     kinds="gothic russian literary illustrated translated short",
     aspects="prose narration style plot ending language structure premise vocabulary",
     parts="chapters characters pages sentences metaphors footnotes",
-    makers="author narrator translator poet",
+    makers="author narrator translator novelist",
     consumed="read opened borrowed finished",
 )

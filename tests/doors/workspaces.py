@@ -45,7 +45,7 @@ SMALL_WORLD: dict[str, Any] = {
 }
 SMALL_HH: dict[str, Any] = {
     "run.jobs": 2,
-    "data.max_rows": 300,
+    "data.max_rows": 160,
     "model.scratch.vocabulary": 512,
     "model.scratch.hidden": 64,
     "model.scratch.layers": 2,

@@ -91,6 +91,21 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         monkeypatch.chdir(tmp_path)
         root = Path(__file__).resolve().parents[2]
         params = load_params(root / "params.yaml")
+        # A sweep of its own: these tests name arms, whatever the default's grid is.
+        grids = {
+            name: getattr(params, name).grid.model_copy(
+                update={"beta": beta, "learning_rate": rate}
+            )
+            for name, beta, rate in (
+                ("dpo", [0.1, 0.3, 1.0, 3.0], [0.001]),
+                ("ppo", [0.1], [0.0003]),
+            )
+        }
+        sections = {
+            name: getattr(params, name).model_copy(update={"grid": grid})
+            for name, grid in grids.items()
+        }
+        params = params.model_copy(update=sections)
         compare: dict[str, Any] = {"bootstrap": resamples, "report_samples": 3}
         compare |= {} if gold else {"judge": "reward_model"}
         params = params.model_copy(
