@@ -1,0 +1,76 @@
+"""`docs/derivation.md` points at code and tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from betaflow.objectives.dpo import LOSSES, USED_BY
+
+# A relative link, and what follows it up to the next link, item, table cell or paragraph.
+LINK = re.compile(r"\[[^\]]*\]\((?!https?:)([^)#\s]+)\)((?:(?!\n\n|\n- |\n#)[^\[|])*)")
+
+
+@pytest.fixture
+def page(repository: Path) -> Path:
+    return repository / "docs" / "derivation.md"
+
+
+def names_after_links(text: str) -> list[tuple[str, list[str]]]:
+    """Each relative link's path and the names in backticks that follow it."""
+    without_inline_maths = re.sub(r"\$`[^`]*`\$", "", text)
+    return [
+        (path, re.findall(r"`(\w+)`", after)) for path, after in LINK.findall(without_inline_maths)
+    ]
+
+
+def names_in(path: Path) -> set[str]:
+    """What a module defines at its top level."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_names_are_found_after_their_link() -> None:
+    text = "`no` [a](../a.py) `f`, $`x`$\n  `g`; [b](b.py) h\n- [c](https://c.d) `i`\n\n`j`"
+    assert names_after_links(text) == [("../a.py", ["f", "g"]), ("b.py", [])]
+
+
+def test_every_link_and_every_name_after_it_exists(page: Path) -> None:
+    text = page.read_text()
+    found = names_after_links(text)
+    assert len(found) == text.count("](../") > 20  # none was missed
+    for path, names in found:
+        target = (page.parent / path).resolve()
+        assert target.is_file(), path
+        assert names, f"{path}: the link names nothing in it"
+        assert set(names) <= names_in(target), path
+
+
+def test_every_equation_is_followed_by_its_code_and_its_test(page: Path) -> None:
+    """`$$` opens and closes each; the paragraphs after it, up to the next, link to both."""
+    _, *rest = page.read_text().split("\n$$\n")
+    after = rest[1::2]
+    assert len(after) >= 9
+    for text in after:
+        for kind in ("Code", "Test"):
+            assert re.search(rf"^- {kind}: ", text, re.MULTILINE), text
+
+
+def test_the_table_of_losses_is_that_of_the_code(page: Path) -> None:
+    """Every loss, with the options that it uses."""
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", page.read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == list(LOSSES)
+    for name, options in rows:
+        used = {option for option, losses in USED_BY.items() if name in losses}
+        if name == "simpo":
+            used.remove("length_normalised")  # always: no option to it
+        assert set(re.findall(r"`(\w+)`", options)) == used, name
