@@ -1,15 +1,18 @@
 """Small files, written whole or not at all.
 
-Everything is written to a temporary sibling under `out/.local/tmp` and renamed, so that a
-process killed at any moment leaves either the old output or the new one. JSON has sorted keys
-and no timestamps: the same values give the same bytes.
+Everything is written to a temporary sibling (under `out/.local/tmp` for what lies in `out/`),
+flushed to the disk and renamed, so that a process killed at any moment, or a power cut, leaves
+either the old output or the new one. JSON has sorted keys and no timestamps: the same values
+give the same bytes.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -66,19 +69,32 @@ def _dumps(value: Any, indent: int | None = None) -> str:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path; rename it to `path` if the block succeeds."""
-    with _temporary(Path(path)) as temporary:
+    """Yield a temporary path; rename it to `path`, flushed to the disk, if the block succeeds."""
+    path = Path(path)
+    with _temporary(path) as temporary:
         yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
 
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a new temporary directory; it takes the place of `path` if the block succeeds."""
+    """Yield a new temporary directory; it takes the place of `path` if the block succeeds.
+
+    Its files are flushed to the disk before the rename, so that a power cut, too, leaves either
+    the old directory or the new one. What a killed writer of the same path left behind is removed
+    first: one process at a time writes a directory.
+    """
     path = Path(path)
     with _temporary(path) as temporary:
+        folder, name = _place(path)
+        for left in folder.glob(f".{glob.escape(name)}.{'[0-9a-f]' * 32}*"):
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
         yield temporary
+        for inside in (*temporary.rglob("*"), temporary):
+            _flush(inside)
         if path.exists():
             old = temporary.with_suffix(".old")
             os.replace(path, old)
@@ -86,25 +102,68 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(temporary, path)
+        _flush(path.parent)
+
+
+class NoRoom(UserError):
+    """What was to be written has no room: `reason` says why, `remedy` what to do."""
+
+    def __init__(self, reason: str, remedy: str, path: Path) -> None:
+        super().__init__(f"{reason}; {remedy} and run again ({path})")
+        self.reason, self.remedy = reason, remedy
+
+
+_NO_ROOM = {
+    errno.ENOSPC: ("the disk is full", "free some space"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or have the quota raised,"),
+    errno.EFBIG: ("a file would be larger than is allowed here", "raise the limit (`ulimit -f`)"),
+}
+
+
+def _no_room(error: Exception, path: Path) -> NoRoom | None:
+    """`error` as a `NoRoom`, where it is one; libraries in Rust say so in the text alone."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return NoRoom(*_NO_ROOM[number], path) if number in _NO_ROOM else None
 
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The workspace's own temporary folder where there is one (DVC must not see half-written
-    # siblings inside a directory it hashes); beside the target elsewhere.
-    inside = path.resolve().is_relative_to(LOCAL.parent.resolve())
-    folder = LOCAL / "tmp" if inside else path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{path.name}.{uuid.uuid4().hex}"
+    folder, name = _place(path)
+    temporary = folder / f".{name}.{uuid.uuid4().hex}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         yield temporary
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"the disk is full; free some space and run again ({path})") from error
+    except Exception as error:
+        no_room = _no_room(error, path)
+        if no_room:
+            raise no_room from error
         raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _place(path: Path) -> tuple[Path, str]:
+    """The folder of a target's temporaries, and what their names have in common."""
+    out, full = LOCAL.parent.resolve(), path.resolve()
+    if full.is_relative_to(out) and not full.is_relative_to(LOCAL.resolve()):
+        # DVC must not see half-written siblings inside a directory that it hashes.
+        return LOCAL / "tmp", "+".join(full.relative_to(out).parts)
+    return path.parent, path.name
+
+
+def _flush(path: Path) -> None:
+    """Have a file's content, or a directory's names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems can't flush a directory; they keep its names themselves.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)

@@ -20,18 +20,23 @@ PLAIN_EVERY = 10.0
 class track:
     """Show how far a loop of `total` steps has come.
 
+    `quiet` shows nothing: of many processes that train together one reports.
+
     Example::
 
         with track(100, "sft", "step") as progress:
             progress.update(1, loss=0.7)  # one done in all
     """
 
-    def __init__(self, total: int, label: str, unit: str = "step", start: int = 0) -> None:
+    def __init__(
+        self, total: int, label: str, unit: str = "step", start: int = 0, quiet: bool = False
+    ) -> None:
         self.total, self.label, self.unit, self.start = total, label, unit, start
+        self.quiet = quiet
         self.began = time.monotonic()
         self.shown = 0.0
         self.lines = os.environ.get("BETAFLOW_PROGRESS") == "lines"
-        terminal = sys.stderr.isatty() and not self.lines
+        terminal = sys.stderr.isatty() and not self.lines and not quiet
         self.bar = tqdm(total=total, desc=label, unit=unit, initial=start) if terminal else None
 
     def update(self, done: int, **info: float) -> None:
@@ -41,6 +46,8 @@ class track:
             self.bar.update(done - self.bar.n)
             return
         now = time.monotonic()
+        if self.quiet:
+            return
         every = LINES_EVERY if self.lines else PLAIN_EVERY
         if now - self.shown < every and done < self.total:
             return

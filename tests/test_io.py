@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from betaflow.errors import UserError
 from betaflow.io import (
+    NoRoom,
     atomic_directory,
     atomic_file,
     read_json,
@@ -52,9 +57,93 @@ def test_a_writer_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir() if p.name != ".local"] == ["x.json"]
 
 
+def test_what_a_killed_writer_left_goes_at_the_next_write_of_the_same(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from betaflow.io import atomic_directory\n"
+        "with atomic_directory(sys.argv[1]) as path:\n"
+        "    (path / 'a').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    targets = ("out/dpo/arm", "out/ppo/arm", "out/dpo/arm-2", "out/.local/checkpoints/arm/01")
+    for target in targets:
+        subprocess.run([sys.executable, "-c", code, target], cwd=tmp_path, check=False)
+
+    def left() -> int:
+        return len([p for p in tmp_path.rglob(".*") if p.name != ".local"])
+
+    assert not (tmp_path / "out/dpo/arm").exists()
+    assert left() == 4
+    code = code.replace("os.kill", "pass #").replace("half", "whole")
+    for done, target in enumerate(targets):
+        subprocess.run([sys.executable, "-c", code, target], cwd=tmp_path, check=True)
+        assert (tmp_path / target / "a").read_text() == "whole"
+        # Other stages may be writing the others.
+        assert left() == 3 - done
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_renamed_is_on_the_disk_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A power cut can't be caused here: this looks at the order of the calls."""
+    calls: list[str] = []
+
+    def fsync(handle: int) -> None:
+        calls.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+
+    def replace(source: Path, target: Path, real=os.replace) -> None:  # type: ignore[no-untyped-def]
+        calls.append("rename")
+        real(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    if kind == "file":
+        with atomic_file(tmp_path / "x") as path:
+            path.write_text("a")
+        assert calls == [path.name, "rename", tmp_path.name]
+    else:
+        with atomic_directory(tmp_path / "x") as path:
+            (path / "b").mkdir()
+            (path / "b" / "a").write_text("a")
+        assert sorted(calls[:3]) == sorted([path.name, "b", "a"])
+        assert calls[3:] == ["rename", tmp_path.name]
+
+
 def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="disk is full"), atomic_file(tmp_path / "x"):
         raise OSError(28, os.strerror(28))
+    with (
+        pytest.raises(UserError, match="disk is full"),
+        atomic_directory(tmp_path / "y"),
+        open("/dev/full", "w") as full,
+    ):
+        full.write("x")
+    with pytest.raises(UserError, match="disk quota is used up"), atomic_file(tmp_path / "x"):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_over_the_limit_is_a_clear_error_whoever_writes(tmp_path: Path) -> None:
+    """safetensors says what happened in its message alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(NoRoom, match=r"larger than is allowed here; raise the limit"):
+            write_json(tmp_path / "x", "x" * 6000)
+        with (
+            pytest.raises(NoRoom, match=r"larger than is allowed here; raise the limit"),
+            atomic_directory(tmp_path / "y") as folder,
+        ):
+            save_file({"a": torch.zeros(3000)}, folder / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output"), atomic_file(tmp_path / "x"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_the_same_rows_give_the_same_bytes_and_come_back(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from betaflow.training import distributed
+from betaflow.training.loop import NotFinite
+
 if TYPE_CHECKING:
     from betaflow.config import OptimisationSettings
 
@@ -41,11 +44,21 @@ def optimizer_step(optimizer: torch.optim.Optimizer, rate: float, max_grad_norm:
     """Clip each parameter group's gradient, take one step at `rate`, clear the gradients.
 
     Returns the first group's norm before clipping.
+
+    Raises:
+        NotFinite: a norm is not; the weights are as they were, the gradients are cleared.
     """
     groups = optimizer.param_groups
-    norms = [float(nn.utils.clip_grad_norm_(group["params"], max_grad_norm)) for group in groups]
-    for group in groups:
-        group["lr"] = rate
-    optimizer.step()
+    norms = [
+        float(distributed.whole(nn.utils.clip_grad_norm_(group["params"], max_grad_norm)))
+        for group in groups
+    ]
+    finite = all(math.isfinite(norm) for norm in norms)
+    if finite:
+        for group in groups:
+            group["lr"] = rate
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if not finite:
+        raise NotFinite(["grad_norm"])
     return norms[0]
