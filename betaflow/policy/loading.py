@@ -25,6 +25,7 @@ from transformers.utils.logging import (
 )
 
 from betaflow.errors import UserError
+from betaflow.policy.linear import use_onednn
 
 disable_progress_bar()  # of loading and saving: seconds at most, and a line for each shard
 
@@ -110,8 +111,11 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(getattr(module, "attention_dropout", None), float):
             setattr(module, "attention_dropout", 0.0)  # noqa: B010  (a plain attribute, not a tensor)
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # with sdpa, transformers leaves the cap out
     # Draws are the model's own distribution: no penalty or cut-off that a hub model brings.
     model.generation_config = GenerationConfig()
+    use_onednn(model)
     return model.to(device())  # type: ignore[arg-type]
 
 

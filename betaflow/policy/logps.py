@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from betaflow.data.tokenise import Batch, Encoded, collate
+from betaflow.policy.head import head_of
 from betaflow.policy.loading import autocast, device
 
 
@@ -26,16 +28,34 @@ class TokenStatistics(NamedTuple):
 def token_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits that predict each completion token, float32 `(completion tokens, vocabulary)`, and
     those tokens' ids."""
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     chosen = batch.completion_mask[:, 1:]
-    return output.logits[:, :-1][chosen].float(), batch.input_ids[:, 1:][chosen]
+    targets = batch.input_ids[:, 1:][chosen]
+    head = head_of(model)
+    if head is None:
+        return _forward(model, batch).logits[:, :-1][chosen].float(), targets
+    return head.logits(_states(model, batch, chosen)), targets
+
+
+def _forward(model: Any, batch: Batch) -> Any:
+    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+
+
+def _states(model: Any, batch: Batch, chosen: torch.Tensor) -> torch.Tensor:
+    """Last hidden states at the chosen positions, `(chosen, width)`."""
+    hidden: torch.Tensor = _forward(model.base_model, batch).last_hidden_state
+    return hidden[:, :-1][chosen]
 
 
 def sequence_logps(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Summed log-probability of each completion, in nats, float32 `(sequences,)`."""
-    logits, targets = token_logits(model, batch)
-    logps = torch.log_softmax(logits, -1).gather(-1, targets[:, None]).squeeze(-1)
-    return scatter(logps, batch.completion_mask[:, 1:]).sum(-1)
+    mask = batch.completion_mask[:, 1:]
+    head = head_of(model)
+    if head is None:
+        logits, targets = token_logits(model, batch)
+        logps = -cross_entropy(logits, targets, reduction="none")
+    else:
+        logps = head.logps(_states(model, batch, mask), batch.input_ids[:, 1:][mask])
+    return scatter(logps, mask).sum(-1)
 
 
 def token_statistics(model: nn.Module, batch: Batch) -> TokenStatistics:
@@ -76,16 +96,3 @@ def in_batches(
         with autocast(precision):
             found[group] = compute(batch).cpu()
     return found
-
-
-def all_sequence_logps(
-    model: nn.Module, sequences: list[Encoded], *, pad: int, batch_size: int, precision: str
-) -> torch.Tensor:
-    """`sequence_logps` of any number of sequences, without gradients."""
-    return in_batches(
-        lambda batch: sequence_logps(model, batch),
-        sequences,
-        pad=pad,
-        batch_size=batch_size,
-        precision=precision,
-    )

@@ -1,0 +1,68 @@
+"""Low-rank adapters through peft: added to a policy in place, merged for export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from betaflow.errors import UserError
+
+if TYPE_CHECKING:
+    from betaflow.config import LoRASettings
+
+
+def add_adapters(policy: Any, settings: LoRASettings, *, seed: int) -> None:
+    """Freeze the policy and add trainable adapters that change nothing yet (B = 0).
+
+    Raises:
+        UserError: the model has none of the `targets`, or none is known for its family.
+    """
+    policy.requires_grad_(False)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(config, policy)
+        except ValueError as error:
+            raise UserError(
+                f"no adapter could be added to {type(policy).__name__}: {error}\n"
+                "Name its linear layers in dpo.training.lora.targets, such as [q_proj, v_proj]."
+            ) from error
+
+
+def adapters(policy: Any) -> list[BaseTunerLayer]:
+    """The layers that have an adapter."""
+    return [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@contextmanager
+def adapters_off(policy: Any) -> Iterator[None]:
+    """Inside, the policy is its base again: the reference."""
+    for layer in adapters(policy):
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in adapters(policy):
+            layer.enable_adapters(True)
+
+
+def merge_adapters(policy: Any) -> None:
+    """Add every adapter to its layer's weight and put the plain layer back, in place."""
+    for name, module in list(policy.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(policy.get_submodule(parent), child, module.get_base_layer())
+    policy.requires_grad_(True)
