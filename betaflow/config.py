@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from betaflow.errors import UserError
+from betaflow.objectives.options import LossName, check_options
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -113,13 +114,14 @@ class OptimisationSettings(Section):
     weight_decay: NonNegative
     max_grad_norm: Positive
     batch_size: Count
-    micro_batch_size: Count
     checkpoint_seconds: Positive
     threads: Count
 
 
 class SFTSettings(OptimisationSettings):
     """Supervised fine-tuning on packed text."""
+
+    micro_batch_size: Count
 
     learning_rate: Positive
     epochs: Positive
@@ -153,7 +155,7 @@ class PairsSettings(Section):
 class ReferenceSettings(Section):
     """The reference's log-probabilities, computed once."""
 
-    micro_batch_size: Count
+    micro_batch_tokens: Count
     threads: Count
 
 
@@ -173,10 +175,46 @@ class Grid(Section):
         return self
 
 
-class DPOTraining(OptimisationSettings):
-    """Direct Preference Optimization (Rafailov et al. 2023)."""
+class LoRASettings(Section):
+    """Low-rank adapters (Hu et al. 2021): W + (alpha / rank) B A."""
 
+    rank: Count
+    alpha: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    targets: Annotated[list[str], Field(min_length=1)] | None
+
+
+class DPOTraining(OptimisationSettings):
+    """Direct Preference Optimization (Rafailov et al. 2023), and the losses near it."""
+
+    loss: LossName
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    length_normalised: bool
+    margin: NonNegative
+    sft_weight: NonNegative
     epochs: Positive
+    micro_batch_tokens: Count
+    eval_every: Count | None
+    patience: Count | None
+    sample_every: Count | None
+    keep_checkpoints: Annotated[int, Field(ge=2)]
+    gradient_checkpointing: bool
+    compile: bool
+    lora: LoRASettings | None
+    processes: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DPOTraining:
+        check_options(
+            self.loss,
+            beta=1.0,
+            label_smoothing=self.label_smoothing,
+            length_normalised=self.length_normalised,
+            margin=self.margin,
+        )
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError("`patience` counts evaluations: set `eval_every` too")
+        return self
 
 
 class DPOSettings(Section):
@@ -191,6 +229,7 @@ class RewardSettings(OptimisationSettings):
 
     learning_rate: Positive
     epochs: Positive
+    micro_batch_size: Count
     seed: int
 
 
@@ -199,6 +238,7 @@ class PPOTraining(OptimisationSettings):
 
     iterations: Count
     epochs: Count
+    micro_batch_size: Count
     max_new_tokens: Count
     clip: Positive
     value_clip: Positive

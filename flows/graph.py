@@ -19,11 +19,15 @@ from betaflow.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """One node of the graph; `name` is what `dvc repro` calls it, such as `dpo@0.1-0.001-0`."""
+    """One node of the graph; `name` is what `dvc repro` calls it, such as `dpo@0.1-0.001-0`.
+
+    It runs in so many `processes`, each of which needs a place (`resource`) of its own.
+    """
 
     name: str
     upstream: tuple[str, ...]
     resource: str = "cpu"
+    processes: int = 1
 
 
 Graph = Mapping[str, Stage]  # by name, each stage after all of its upstream
@@ -57,7 +61,7 @@ def read_graph(repo: Repo) -> Graph:
     graph: dict[str, Stage] = {}
     for node in networkx.lexicographical_topological_sort(kept, key=order.__getitem__):
         upstream = tuple(sorted(needed.addressing for needed in edges.successors(node)))
-        graph[node.addressing] = Stage(node.addressing, upstream, _resource(node))
+        graph[node.addressing] = Stage(node.addressing, upstream, *_needs(node))
     if not graph:
         raise UserError("dvc.yaml declares no stages")
     return graph
@@ -67,11 +71,17 @@ def _is_pipeline(node: Any, repo: Repo) -> bool:
     return bool(node.cmd) and Path(node.path) == Path(repo.root_dir, "dvc.yaml")
 
 
-def _resource(node: Any) -> str:
-    found = (node.meta or {}).get("resource", "cpu")
-    if found not in ("cpu", "device"):
-        raise UserError(f"dvc.yaml: {node.addressing}: meta.resource {found!r}: not cpu or device")
-    return str(found)
+def _needs(node: Any) -> tuple[str, int]:
+    """`meta.resource` and `meta.processes` of a stage in `dvc.yaml`."""
+    meta = node.meta or {}
+    resource, processes = meta.get("resource", "cpu"), meta.get("processes", 1)
+    if resource not in ("cpu", "device"):
+        raise UserError(
+            f"dvc.yaml: {node.addressing}: meta.resource {resource!r}: not cpu or device"
+        )
+    if not isinstance(processes, int) or processes < 1:
+        raise UserError(f"dvc.yaml: {node.addressing}: meta.processes {processes!r}: not a count")
+    return resource, processes
 
 
 def _reasons(error: BaseException | None) -> str:

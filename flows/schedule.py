@@ -19,7 +19,7 @@ from prefect.states import Cancelled
 from betaflow.config import RunSettings
 from betaflow.errors import UserError
 from flows.display import Display, Meter, is_chatter, read_progress
-from flows.graph import Graph, waiting_on
+from flows.graph import Graph, Stage, waiting_on
 from flows.stages import (
     GRACE,
     KILL_WAIT,
@@ -45,15 +45,33 @@ class Slots:
         self.free: dict[str, list[str]] = {"cpu": [""] * settings.jobs}
         if settings.gpus:
             self.free["device"] = _gpu_ids(settings.gpus)
+        self.total = {kind: len(places) for kind, places in self.free.items()}
 
-    def take(self, resource: str) -> tuple[str, str] | None:
-        """A free place for a stage, as (kind, GPU id or empty), or None."""
+    def take(self, resource: str, count: int = 1) -> tuple[str, str] | None:
+        """Free places for a stage, as (kind, GPU ids by commas), or None.
+
+        A stage of more processes than there are CPU places takes them all.
+        """
         kind = resource if resource in self.free else "cpu"
-        return (kind, self.free[kind].pop(0)) if self.free[kind] else None
+        count = min(count, self.total[kind])
+        if len(self.free[kind]) < count:
+            return None
+        taken, self.free[kind] = self.free[kind][:count], self.free[kind][count:]
+        return kind, ",".join(taken)
+
+    def require(self, stage: Stage) -> None:
+        """Raise `UserError` where a stage needs more GPUs than there are."""
+        most = self.total.get(stage.resource, stage.processes)
+        if stage.resource == "device" and stage.processes > most:
+            raise UserError(
+                f"{stage.name} runs in {stage.processes} processes and needs as many GPUs, but "
+                f"run.gpus is {most}; raise run.gpus, or lower the stage's `processes`"
+            )
 
     def give_back(self, slot: tuple[str, str]) -> None:
-        """Make a place free again."""
-        self.free[slot[0]].append(slot[1])
+        """Make places free again."""
+        kind, ids = slot
+        self.free[kind] += ids.split(",")
 
 
 def _gpu_ids(count: int) -> list[str]:
@@ -75,6 +93,8 @@ def run_all(
     stop = threading.Event()
     stage_task = _stage_task(workspace, stop, display)
     slots = Slots(settings)
+    for name in dirty:
+        slots.require(graph[name])
     needed_by = waiting_on(graph)
     # First what most others wait for; between equals, as in dvc.yaml.
     waiting = sorted((n for n in graph if n in dirty), key=lambda name: -needed_by[name])
@@ -97,9 +117,9 @@ def run_all(
                 if any(needed in lost for needed in upstream):
                     lost[name] = ""
                     submit(name, "")  # Prefect shows it as not ready
-                elif slot := slots.take(graph[name].resource):
+                elif slot := slots.take(graph[name].resource, graph[name].processes):
                     taken[name] = slot
-                    submit(name, slot[1])
+                    submit(name, slot[1].strip(","))
                 else:
                     continue
                 waiting.remove(name)

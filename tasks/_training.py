@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from betaflow.training.loop import Trained
     from tasks.tracking import StepLog
 
-# How often a checkpoint is written decides no byte of the result.
-NEUTRAL = {"checkpoint_seconds"}
+# Settings by which a checkpoint of the same run may differ: how often one is written and how many
+# are kept, what is shown meanwhile, over how many processes the work is spread.
+NEUTRAL = {"checkpoint_seconds", "keep_checkpoints", "sample_every", "processes"}
 
 
 def training_fingerprint(stage: str, settings: Any) -> str:

@@ -1,23 +1,34 @@
-"""Stage `dpo`: one arm of Direct Preference Optimization -> out/dpo/<arm>."""
+"""Stage `dpo`: one arm of Direct Preference Optimization -> out/dpo/<arm>.
+
+With `dpo.training.processes` above 1 it starts itself again under torchrun, once a process. On
+several machines start torchrun there yourself, on this module; see docs/training.md.
+"""
 
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
 import torch
 
-from betaflow.config import Arm, load_params
+from betaflow.config import Arm, DPOTraining, Params, load_params
 from betaflow.errors import UserError
 from betaflow.io import read_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer
+from betaflow.training.distributed import is_main, whole, world
 from betaflow.training.dpo import ReferencedPairs, train_dpo
+from betaflow.training.prepare import prepare
 from tasks import tracking
 from tasks._arguments import arm_arguments
 from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
+from tasks._processes import processes
 from tasks._training import finish, training_fingerprint
+from tasks.tracking import StepLog
+
+SAMPLES = 2  # completions shown in the log every `sample_every` steps
 
 
 def referenced_pairs(tokenizer: Any, split: str) -> ReferencedPairs:
@@ -25,7 +36,8 @@ def referenced_pairs(tokenizer: Any, split: str) -> ReferencedPairs:
     rows = read_jsonl(f"out/pairs/{split}.jsonl")
     table = pd.read_parquet(f"out/reference/{split}.parquet")
     chosen, rejected = encode_pairs(tokenizer, rows)
-    if [row["id"] for row in rows] != table["id"].tolist():
+    ids = [row["id"] for row in rows]
+    if ids != table["id"].tolist():
         raise UserError(
             "out/reference is not about the pairs in out/pairs; run `dvc repro reference`"
         )
@@ -36,6 +48,7 @@ def referenced_pairs(tokenizer: Any, split: str) -> ReferencedPairs:
                 "delete out/reference and run again"
             )
     return ReferencedPairs(
+        ids,
         chosen,
         rejected,
         torch.tensor(table["chosen_logps"].to_numpy(), dtype=torch.float32),
@@ -43,35 +56,88 @@ def referenced_pairs(tokenizer: Any, split: str) -> ReferencedPairs:
     )
 
 
+def fresh_policy(params: Params, settings: DPOTraining, seed: int) -> Any:
+    """The reference's weights, with new adapters where the settings want them."""
+    policy = load_policy("out/sft", trust_remote_code=params.model.trust_remote_code)
+    if settings.lora is not None:
+        from betaflow.policy.lora import add_adapters  # peft takes seconds to import
+
+        add_adapters(policy, settings.lora, seed=seed)
+    return policy
+
+
+def whole_policy(trained: Any, params: Params, settings: DPOTraining, seed: int) -> Any:
+    """The trained policy as one plain model: shards gathered, adapters merged."""
+    policy = trained
+    if world() > 1:
+        weights = {n: whole(p).detach().cpu() for n, p in trained.named_parameters()}
+        policy = fresh_policy(params, settings, seed)
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                parameter.copy_(weights[name])
+    if settings.lora is not None:
+        from betaflow.policy.lora import merge_adapters
+
+        merge_adapters(policy)
+    return policy
+
+
+def sample_printer(scorer: Any, tokenizer: Any, pairs: ReferencedPairs, settings: Any) -> Any:
+    """Prints what the policy makes of a few held-out prompts, escaped, at T = 1."""
+    from betaflow.sampling.engine import Request
+    from betaflow.sampling.hf_engine import HFEngine
+
+    prompts = list({tuple(s.prompt): s for s in pairs.chosen})[:SAMPLES]
+    budget = max((len(s.completion) for s in pairs.chosen), default=64)
+    engine = HFEngine(scorer, tokenizer, batch_size=SAMPLES)
+
+    def show(step: int) -> None:
+        requests = [Request(list(ids), 1.0, n, budget) for n, ids in enumerate(prompts)]
+        for request, completion in zip(requests, engine.generate(requests), strict=True):
+            prompt = tokenizer.decode(request.prompt_ids, skip_special_tokens=True)
+            if is_main():
+                print(f"step {step}: {prompt!r} -> {completion.text!r}", flush=True)
+
+    return show
+
+
 def main(arguments: argparse.Namespace | None = None) -> None:
     """Train the arm that the command line names."""
     params = load_params()
     given = arguments or arm_arguments(__doc__)
+    settings = params.dpo.training
+    with processes(settings.processes):
+        _train(params, settings, given)
+
+
+def _train(params: Params, settings: DPOTraining, given: argparse.Namespace) -> None:
     arm = Arm(method="dpo", beta=given.beta, learning_rate=given.learning_rate, seed=given.seed)
-    set_threads(params.dpo.training.threads)
-    trust = params.model.trust_remote_code
-    policy = load_policy("out/sft", trust_remote_code=trust)
-    tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
+    set_threads(settings.threads)
+    policy = fresh_policy(params, settings, given.seed)
+    tokenizer = load_tokenizer("out/sft", trust_remote_code=params.model.trust_remote_code)
     pairs, held_out = (referenced_pairs(tokenizer, split) for split in ("train", "eval"))
-    settings = {"training": params.dpo.training.model_dump(), "precision": params.model.precision}
-    identity = training_fingerprint("dpo", {**settings, **arm.model_dump()})
-    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": settings}
-    with tracking.training_run(params, about) as log:
+    kept = {"training": settings.model_dump(), "precision": params.model.precision}
+    identity = training_fingerprint("dpo", {**kept, **arm.model_dump()})
+    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
+    scorer = prepare(policy, settings, pad=tokenizer.pad_token_id)
+    with tracking.training_run(params, about) if is_main() else nullcontext(StepLog()) as log:
         trained, figures = train_dpo(
-            policy,
+            scorer,
             pairs,
             held_out,
-            params.dpo.training,
+            settings,
             label=arm.name,
             beta=float(given.beta),
             peak_rate=float(given.learning_rate),
             seed=given.seed,
-            pad=tokenizer.pad_token_id,
             precision=params.model.precision,
             fingerprint=identity,
             on_step=log.step,
+            show_samples=sample_printer(scorer, tokenizer, held_out, settings),
         )
-        finish(arm.model_dir, policy, tokenizer, trained, figures, about, log)
+        model = whole_policy(policy, params, settings, given.seed)
+        if is_main():
+            finish(arm.model_dir, model, tokenizer, trained, figures, about, log)
 
 
 if __name__ == "__main__":

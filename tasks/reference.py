@@ -7,7 +7,7 @@ import pandas as pd
 from betaflow.config import load_params
 from betaflow.io import atomic_directory, read_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer
-from betaflow.policy.logps import all_sequence_logps
+from betaflow.policy.scorer import Scorer, all_sequence_logps
 from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
 
@@ -17,24 +17,28 @@ def main() -> None:
     params = load_params()
     set_threads(params.reference.threads)
     trust = params.model.trust_remote_code
-    policy = load_policy("out/sft", trust_remote_code=trust).eval()
     tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
+    policy = load_policy("out/sft", trust_remote_code=trust).eval()
+    scorer = Scorer(policy, tokenizer.pad_token_id)
     with atomic_directory("out/reference") as folder:
         for split in ("train", "eval"):
             rows = read_jsonl(f"out/pairs/{split}.jsonl")
-            columns = {"id": [row["id"] for row in rows]}
-            for name, sequences in zip(
-                ("chosen", "rejected"), encode_pairs(tokenizer, rows), strict=True
+            chosen, rejected = encode_pairs(tokenizer, rows)
+            logps = all_sequence_logps(
+                scorer,
+                chosen + rejected,  # together: completions share their prompts
+                budget=params.reference.micro_batch_tokens,
+                precision=params.model.precision,
+                label=f"reference-{split}",
+            )
+            columns: dict[str, list[str] | list[float] | list[int]] = {
+                "id": [row["id"] for row in rows]
+            }
+            for name, side, values in zip(
+                ("chosen", "rejected"), (chosen, rejected), logps.view(2, -1), strict=True
             ):
-                logps = all_sequence_logps(
-                    policy,
-                    sequences,
-                    pad=tokenizer.pad_token_id,
-                    batch_size=params.reference.micro_batch_size,
-                    precision=params.model.precision,
-                )
-                columns[f"{name}_logps"] = logps.tolist()
-                columns[f"{name}_tokens"] = [len(s.completion) for s in sequences]
+                columns[f"{name}_logps"] = values.tolist()
+                columns[f"{name}_tokens"] = [len(s.completion) for s in side]
             pd.DataFrame(columns).to_parquet(folder / f"{split}.parquet", index=False)
             print(f"{split}: {len(rows)} pairs")
 

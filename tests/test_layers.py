@@ -25,17 +25,21 @@ from betaflow.sampling.engine import Request, open_engine
 from betaflow.training import ppo, reward, sft
 from betaflow.training.dpo import ReferencedPairs, train_dpo
 settings = SimpleNamespace(
-    epochs=1.0, batch_size=2, micro_batch_size=1, optimizer="rmsprop", schedule="constant",
-    warmup_steps=1, weight_decay=0.0, max_grad_norm=1.0, checkpoint_seconds=60.0)
+    epochs=1.0, batch_size=2, micro_batch_tokens=8, optimizer="rmsprop", schedule="constant",
+    warmup_steps=1, weight_decay=0.0, max_grad_norm=1.0, checkpoint_seconds=60.0,
+    loss="sigmoid", label_smoothing=0.0, length_normalised=False, margin=0.0, sft_weight=0.0,
+    eval_every=1, patience=None, sample_every=None, keep_checkpoints=2,
+    gradient_checkpointing=False, compile=False)
 folder = sys.argv[1]
 policy = load_policy(folder)
 chosen, rejected = [Encoded([1, 30], [40, 2])] * 2, [Encoded([1, 30], [41, 2])] * 2
-from betaflow.policy.logps import all_sequence_logps
-logps = [all_sequence_logps(policy, s, pad=0, batch_size=2, precision="float32")
-         for s in (chosen, rejected)]
-pairs = ReferencedPairs(chosen, rejected, *logps)
-trained, figures = train_dpo(policy, pairs, pairs, settings, label="lone", beta=0.1, peak_rate=1e-3,
-    seed=0, pad=0, precision="float32", fingerprint="x")
+from betaflow.policy.scorer import all_sequence_logps
+from betaflow.training.prepare import prepare
+scorer = prepare(policy, settings, pad=0)
+logps = [all_sequence_logps(scorer, s, budget=8, precision="float32") for s in (chosen, rejected)]
+pairs = ReferencedPairs(["a", "b"], chosen, rejected, *logps)
+trained, figures = train_dpo(scorer, pairs, pairs, settings, label="lone", beta=0.1, peak_rate=1e-3,
+    seed=0, precision="float32", fingerprint="x")
 engine = open_engine("hf", folder, threads=1)
 engine.generate([Request([1, 30], 1.0, 0, 4)])
 print("fine", trained.metrics[0]["loss"])

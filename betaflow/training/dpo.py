@@ -7,31 +7,49 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
 
-from betaflow.data.tokenise import Encoded, collate
+from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
-from betaflow.objectives.dpo import dpo_loss, gradient_weight
-from betaflow.policy.loading import autocast, device
-from betaflow.policy.logps import all_sequence_logps, sequence_logps
+from betaflow.objectives.dpo import DPOLoss, dpo_loss, gradient_weight
+from betaflow.policy.loading import autocast
+from betaflow.policy.scorer import Scorer
 from betaflow.training import loop
+from betaflow.training.distributed import every_rank, rank, world
 from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
+from betaflow.training.shares import share
 
 if TYPE_CHECKING:
     from betaflow.config import DPOTraining
 
+METRICS = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margin",
+    "rewards/accuracy",
+    "logps/chosen",
+    "logps/rejected",
+    "grad_weight",
+    "nll/chosen",
+)
+
 
 class ReferencedPairs(NamedTuple):
-    """Encoded pairs and their reference log-probabilities, `(pairs,)` each."""
+    """Encoded pairs and their reference log-probabilities (nats), all `(pairs,)`."""
 
+    ids: list[str]
     chosen: list[Encoded]
     rejected: list[Encoded]
     reference_chosen: torch.Tensor
     reference_rejected: torch.Tensor
 
+    def groups(self, indices: list[int]) -> list[list[Encoded]]:
+        """Both sequences of each pair, which share their prompt."""
+        return [[self.chosen[i], self.rejected[i]] for i in indices]
+
 
 def train_dpo(
-    policy: nn.Module,
+    scorer: Scorer,
     pairs: ReferencedPairs,
     held_out: ReferencedPairs,
     settings: DPOTraining,
@@ -40,151 +58,229 @@ def train_dpo(
     beta: float,
     peak_rate: float,
     seed: int,
-    pad: int,
     precision: str,
     fingerprint: str,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    show_samples: Callable[[int], None] | None = None,
 ) -> tuple[loop.Trained, dict[str, float]]:
-    """Train the policy in place; return the steps' metrics and held-out figures.
+    """Train the scorer's policy in place; return the steps' metrics and held-out figures.
 
-    Every metric is a mean over the step's pairs: `loss`, `rewards/*` (implicit, in units of the
-    reward), `logps/*` (nats a sequence), `grad_weight` = sigma(r_l - r_w); then `grad_norm`
-    before clipping, `learning_rate`, `tokens` (both sequences of every pair).
+    Every metric is a mean over the step's pairs, whatever the micro-batches: `loss` (with the SFT
+    term), `rewards/*` (implicit, in units of the reward), `logps/*` (nats a sequence),
+    `grad_weight` = sigma(r_l - r_w), `nll/chosen` (nats a token); then `grad_norm` before
+    clipping, `learning_rate`, `tokens` (both sequences of every pair). Every `eval_every` steps
+    the row holds the same of the held-out pairs, under `eval/`.
+
+    Args:
+        scorer: a `Scorer`, sharded over processes or not.
+        show_samples: called with the number of steps done every `sample_every` steps.
 
     Raises:
-        UserError: the first loss is not ln 2: policy and reference differ before training.
+        UserError: the first loss is not what it is where policy and reference are the same
+            (ln 2 for DPO); or a loss or gradient is not finite.
     """
-    count = len(pairs.chosen)
+    count = len(pairs.ids)
     steps = loop.total_steps(count, settings.batch_size, settings.epochs)
-    optimizer = make_optimizer(settings, policy.parameters())
+    trainable = [p for p in scorer.parameters() if p.requires_grad]
+    optimizer = make_optimizer(settings, trainable)
 
     def update(step: int) -> dict[str, float]:
+        scorer.train()
         indices = loop.batch_indices(count, settings.batch_size, seed, step)
-        # Within a step the order is free: like lengths together leave little padding.
-        indices.sort(key=lambda i: (_longest(pairs, i), i))
-        sums: dict[str, torch.Tensor] = {}
-        for group in loop.micro_batches(indices, settings.micro_batch_size):
-            sequences = [pairs.chosen[i] for i in group] + [pairs.rejected[i] for i in group]
-            with autocast(precision):
-                logps = sequence_logps(policy, collate(sequences, pad).to(device()))
-            if step == 0:
-                require_reference(logps, pairs, group, precision)
-            values = _values(logps, pairs, group, beta)
-            (values["loss"].sum() / len(indices)).backward()
-            for key, value in values.items():
-                sums[key] = sums.get(key, torch.zeros(())) + value.detach().sum().cpu()
-        metrics = {key: float(value) / len(indices) for key, value in sums.items()}
+        table = _accumulate(scorer, pairs, indices, settings, beta, precision)
+        _require_finite(table, pairs, indices)
         if step == 0:
-            require_ln2(metrics["loss"], precision)
+            require_reference(table, pairs, indices, settings, beta, precision)
         rate = learning_rate(settings, peak_rate, step, steps)
-        norm = optimizer_step(optimizer, rate, settings.max_grad_norm)
-        return {
-            **metrics,
-            "grad_norm": norm,
+        row = {
+            **_means(table, ""),
+            "grad_norm": optimizer_step(optimizer, rate, settings.max_grad_norm),
             "learning_rate": rate,
-            "tokens": _tokens(pairs, indices),
+            "tokens": sum(s.length for group in pairs.groups(indices) for s in group),
         }
+        if settings.eval_every and (step + 1) % settings.eval_every == 0:
+            row |= evaluate(scorer, held_out, settings, beta, precision)
+        if show_samples and settings.sample_every and (step + 1) % settings.sample_every == 0:
+            scorer.eval()
+            show_samples(step + 1)
+        return row
 
-    policy.train()
     trained = loop.fit(
         label,
         steps,
         update,
-        modules={"policy": policy},
+        modules={"policy": scorer.policy},
         optimizer=optimizer,
         fingerprint=fingerprint,
         checkpoint_seconds=settings.checkpoint_seconds,
         show=("loss", "rewards/accuracy", "rewards/margin"),
         on_step=on_step,
+        keep=settings.keep_checkpoints,
+        best_of="eval/loss" if settings.patience else None,
+        patience=settings.patience,
+        items=lambda step: [
+            pairs.ids[i] for i in loop.batch_indices(count, settings.batch_size, seed, step)
+        ],
     )
-    policy.eval()
-    figures = evaluate(
-        policy,
-        held_out,
-        beta,
-        pad=pad,
-        batch_size=2 * settings.micro_batch_size,
-        precision=precision,
-    )
-    return trained, figures
+    return trained, evaluate(scorer, held_out, settings, beta, precision)
 
 
-def evaluate(
-    policy: nn.Module,
+def _accumulate(
+    scorer: Scorer,
     pairs: ReferencedPairs,
+    indices: list[int],
+    settings: DPOTraining,
     beta: float,
-    *,
-    pad: int,
-    batch_size: int,
+    precision: str,
+) -> torch.Tensor:
+    """Add the gradient of the pairs' mean loss; return their metrics, `(metrics, pairs)`.
+
+    Each process computes its share of the pairs; gradients are summed over the processes.
+    """
+    found: list[torch.Tensor] = []
+    order: list[int] = []
+    for places, counts in share(
+        scorer, pairs.groups(indices), settings.micro_batch_tokens, rank(), world()
+    ):
+        members = [indices[place] for place in places]
+        with autocast(precision):
+            logps = scorer(scorer.batch(pairs.groups(members)))
+        values = pair_metrics(logps, pairs, members, settings, beta)
+        (values[0].sum() * (1 / len(indices) if counts else 0.0)).backward()
+        if counts:
+            found.append(values.detach())
+            order += places
+    return _table(found, order, len(indices))
+
+
+def _table(found: list[torch.Tensor], order: list[int], count: int) -> torch.Tensor:
+    """What all processes found, `(metrics, pairs)`, in the pairs' order, on the CPU."""
+    table = torch.zeros(len(METRICS), count)
+    if found:
+        table[:, order] = torch.cat(found, dim=1).cpu()  # the one wait for the device in a step
+    return torch.stack(every_rank(table)).sum(0)
+
+
+@torch.no_grad()
+def evaluate(
+    scorer: Scorer,
+    pairs: ReferencedPairs,
+    settings: DPOTraining,
+    beta: float,
     precision: str,
 ) -> dict[str, float]:
     """Means over held-out pairs of the metrics of a step, under `eval/`."""
-    count = len(pairs.chosen)
+    count = len(pairs.ids)
     if not count:
         return {}
-    sequences = pairs.chosen + pairs.rejected
-    logps = all_sequence_logps(
-        policy, sequences, pad=pad, batch_size=batch_size, precision=precision
+    scorer.eval()
+    found: list[torch.Tensor] = []
+    order: list[int] = []
+    groups = pairs.groups(list(range(count)))
+    for places, counts in share(scorer, groups, settings.micro_batch_tokens, rank(), world()):
+        with autocast(precision):
+            logps = scorer(scorer.batch(pairs.groups(places)))
+        if counts:
+            found.append(pair_metrics(logps, pairs, places, settings, beta))
+            order += places
+    return _means(_table(found, order, count), "eval/")
+
+
+def pair_metrics(
+    logps: torch.Tensor,
+    pairs: ReferencedPairs,
+    members: list[int],
+    settings: DPOTraining,
+    beta: float,
+) -> torch.Tensor:
+    """`METRICS` of some pairs, `(metrics, pairs)`; only the loss carries a gradient.
+
+    Args:
+        logps: summed log-probabilities, chosen and rejected by turns, `(2 x pairs,)`.
+    """
+    place = logps.device
+    chosen, rejected = logps.view(-1, 2).unbind(1)
+    lengths = [
+        torch.tensor([len(side[i].completion) for i in members], device=place)
+        for side in (pairs.chosen, pairs.rejected)
+    ]
+    found = _loss(chosen, rejected, pairs, members, lengths, settings, beta)
+    nll = -chosen / lengths[0]
+    loss = found.losses + settings.sft_weight * nll if settings.sft_weight else found.losses
+    margin = found.chosen_rewards - found.rejected_rewards
+    weight = gradient_weight(found.chosen_rewards, found.rejected_rewards)
+    rest = (
+        found.chosen_rewards,
+        found.rejected_rewards,
+        margin,
+        (margin > 0).float(),
+        chosen.detach(),
+        rejected.detach(),
+        weight,
+        nll.detach(),
     )
-    values = _values(logps, pairs, list(range(count)), beta)
-    return {f"eval/{key}": float(value.mean()) for key, value in values.items()}
+    return torch.stack([loss, *rest])
+
+
+def _loss(
+    chosen: torch.Tensor,
+    rejected: torch.Tensor,
+    pairs: ReferencedPairs,
+    members: list[int],
+    lengths: list[torch.Tensor],
+    settings: DPOTraining,
+    beta: float,
+) -> DPOLoss:
+    return dpo_loss(
+        chosen,
+        rejected,
+        pairs.reference_chosen[members].to(chosen.device),
+        pairs.reference_rejected[members].to(chosen.device),
+        beta=beta,
+        loss=settings.loss,
+        label_smoothing=settings.label_smoothing,
+        length_normalised=settings.length_normalised,
+        chosen_lengths=lengths[0],
+        rejected_lengths=lengths[1],
+        margin=settings.margin,
+    )
+
+
+def _means(table: torch.Tensor, prefix: str) -> dict[str, float]:
+    means = table.double().mean(1).tolist()
+    return {prefix + name: mean for name, mean in zip(METRICS, means, strict=True)}
+
+
+def _require_finite(table: torch.Tensor, pairs: ReferencedPairs, indices: list[int]) -> None:
+    finite = table[0].isfinite().tolist()
+    wrong = [pairs.ids[i] for i, fine in zip(indices, finite, strict=True) if not fine]
+    if wrong:
+        raise loop.NotFinite(["loss"], wrong)
 
 
 def require_reference(
-    logps: torch.Tensor, pairs: ReferencedPairs, group: list[int], precision: str
+    table: torch.Tensor,
+    pairs: ReferencedPairs,
+    indices: list[int],
+    settings: DPOTraining,
+    beta: float,
+    precision: str,
 ) -> None:
     """Stop unless the untrained policy gives each completion the reference's log-probability.
 
-    Stricter than the loss, whose mean hides errors that cancel.
+    Stricter than looking at the loss (ln 2 for DPO), whose mean hides errors that cancel; the
+    loss is looked at too.
     """
-    cached = torch.cat([pairs.reference_chosen[group], pairs.reference_rejected[group]])
-    gap = (logps.detach().cpu() - cached).abs() / cached.abs().clamp_min(1.0)
-    if not float(gap.max()) <= (1e-3 if precision == "float32" else 5e-2):
+    reference = torch.stack([pairs.reference_chosen[indices], pairs.reference_rejected[indices]])
+    first = METRICS.index("logps/chosen")
+    gap = float(((table[first : first + 2] - reference).abs() / reference.abs().clamp_min(1)).max())
+    expected = pair_metrics(reference.T.reshape(-1), pairs, indices, settings, beta)[0].mean()
+    loss, strict = float(table[0].mean()), precision == "float32"
+    target = "ln 2" if math.isclose(float(expected), math.log(2), abs_tol=1e-6) else f"{expected:g}"
+    off = abs(loss - float(expected)) / max(1.0, abs(float(expected)))
+    if not (gap <= (1e-3 if strict else 5e-2) and off <= (1e-3 if strict else 2e-2)):
         raise UserError(
-            f"log-probabilities of the policy before training differ from the cached reference's "
-            f"by up to {float(gap.max()):.1e} (relative), so the first loss is not ln 2: the "
+            f"before training the policy's log-probabilities differ from the cached reference's by "
+            f"up to {gap:.1e} (relative), and the first loss is {loss:.6f}, not {target}: the "
             "reference is not that of this model. Delete out/reference and run again."
         )
-
-
-def require_ln2(loss: float, precision: str) -> None:
-    """Stop unless the first loss is ln 2, which it is where policy and reference are the same."""
-    tolerance = 1e-3 if precision == "float32" else 2e-2
-    if abs(loss - math.log(2)) > tolerance:
-        raise UserError(
-            f"the first DPO loss is {loss:.6f}, not ln 2 = {math.log(2):.6f}: the cached reference "
-            "is not that of this model. Delete out/reference and run again."
-        )
-
-
-def _values(
-    logps: torch.Tensor, pairs: ReferencedPairs, group: list[int], beta: float
-) -> dict[str, torch.Tensor]:
-    """Per-pair metrics, each `(pairs,)`; `logps` holds the chosen half, then the rejected one."""
-    chosen, rejected = logps.chunk(2)
-    loss = dpo_loss(
-        chosen,
-        rejected,
-        pairs.reference_chosen[group].to(logps.device),
-        pairs.reference_rejected[group].to(logps.device),
-        beta=beta,
-    )
-    margin = loss.chosen_rewards - loss.rejected_rewards
-    return {
-        "loss": loss.losses,
-        "rewards/chosen": loss.chosen_rewards,
-        "rewards/rejected": loss.rejected_rewards,
-        "rewards/margin": margin,
-        "rewards/accuracy": (margin > 0).float(),
-        "logps/chosen": chosen,
-        "logps/rejected": rejected,
-        "grad_weight": gradient_weight(loss.chosen_rewards, loss.rejected_rewards),
-    }
-
-
-def _longest(pairs: ReferencedPairs, index: int) -> int:
-    return max(pairs.chosen[index].length, pairs.rejected[index].length)
-
-
-def _tokens(pairs: ReferencedPairs, indices: list[int]) -> int:
-    return sum(pairs.chosen[i].length + pairs.rejected[i].length for i in indices)

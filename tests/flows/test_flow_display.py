@@ -13,6 +13,7 @@ from betaflow.config import load_params
 from betaflow.errors import UserError
 from flows import comparison
 from flows.display import Bars, Lines, duration, is_chatter, read_progress
+from flows.graph import Stage
 from flows.schedule import Slots
 
 
@@ -84,10 +85,25 @@ def test_slots_bound_cpu_stages_and_hand_out_gpus(monkeypatch: pytest.MonkeyPatc
     assert cpu.take("cpu") is None
     cpu.give_back(slot)
     assert cpu.take("cpu") == ("cpu", "")
+    two = Slots(run.model_copy(update={"jobs": 2, "gpus": 0}))
+    assert two.take("device", 4) == ("cpu", ",")  # all there are
+    assert two.take("cpu") is None
+    two.give_back(("cpu", ","))
+    assert two.take("cpu") == ("cpu", "")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
     gpu = Slots(run.model_copy(update={"jobs": 1, "gpus": 2}))
     assert [gpu.take("device") for _ in range(3)] == [("device", "3"), ("device", "5"), None]
     assert gpu.take("cpu") == ("cpu", "")
+    gpu.give_back(("device", "3"))
+    assert gpu.take("device", 2) is None
+    gpu.give_back(("device", "5"))
+    assert gpu.take("device", 2) == ("device", "3,5")
+    gpu.give_back(("device", "3,5"))
+    assert sorted(gpu.free["device"]) == ["3", "5"]
+    gpu.require(Stage("dpo", (), "device", 2))
+    two.require(Stage("dpo", (), "device", 3))
+    with pytest.raises(UserError, match=r"3 processes.*run\.gpus is 2"):
+        gpu.require(Stage("dpo", (), "device", 3))
     with pytest.raises(UserError, match="is 4, but"):
         Slots(run.model_copy(update={"gpus": 4}))

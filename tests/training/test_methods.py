@@ -1,4 +1,4 @@
-"""SFT, DPO, the reward model and PPO on a tiny model: what must hold whatever the data."""
+"""SFT, the reward model and PPO on a tiny model: what must hold whatever the data."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from preferences import sequences
 
 from betaflow.config import Params
-from betaflow.data.tokenise import Encoded
-from betaflow.errors import UserError
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
-from betaflow.policy.logps import all_sequence_logps
 from betaflow.training import ppo
-from betaflow.training.dpo import ReferencedPairs, train_dpo
 from betaflow.training.ppo import Models, ScoreScale, reference_scale, train_ppo
 from betaflow.training.reward import train_reward
 from betaflow.training.sft import packing_is_exact, train_sft
@@ -27,67 +24,6 @@ QUICK = {"batch_size": 8, "micro_batch_size": 4, "warmup_steps": 0, "schedule": 
 def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     yield
-
-
-def sequences(count: int, good: bool) -> list[Encoded]:
-    """Completions that hold token 40 (good) or 41 (bad) among noise of many lengths."""
-    generator = torch.Generator().manual_seed(count + good)
-    found = []
-    for n in range(count):
-        noise = torch.randint(50, 90, (n % 7,), generator=generator).tolist()
-        found.append(Encoded([1, 30 + n % 5], [*noise, 40 if good else 41, 2]))
-    return found
-
-
-def pairs_of(model: torch.nn.Module, count: int = 24) -> ReferencedPairs:
-    sides = sequences(count, True), sequences(count, False)
-    logps = [all_sequence_logps(model, s, pad=0, batch_size=8, precision="float32") for s in sides]
-    return ReferencedPairs(*sides, *logps)
-
-
-def dpo(model, pairs, params: Params, label: str = "dpo", **changes):  # type: ignore[no-untyped-def]
-    settings = params.dpo.training.model_copy(update={**QUICK, "epochs": 4.0, **changes})
-    return train_dpo(
-        model, pairs, pairs, settings, label=label, beta=0.1, peak_rate=1e-3, seed=0, pad=0,
-        precision="float32", fingerprint=label,
-    )  # fmt: skip
-
-
-def test_dpo_starts_at_ln_2_and_prefers_what_is_preferred(tiny: Path, params: Params) -> None:
-    model = load_policy(tiny)
-    trained, figures = dpo(model, pairs_of(model), params)
-    first, last = trained.metrics[0], trained.metrics[-1]
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert first["grad_weight"] == pytest.approx(0.5, abs=1e-5)
-    assert first["rewards/margin"] == pytest.approx(0, abs=1e-4)
-    assert last["loss"] < first["loss"] - 0.1
-    assert last["rewards/accuracy"] == 1
-    assert figures["eval/rewards/margin"] > 0
-    assert set(first) >= {
-        "loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy",
-        "logps/chosen", "logps/rejected", "grad_weight", "grad_norm", "learning_rate",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
-def test_micro_batches_do_not_change_the_steps(tiny: Path, params: Params, optimizer: str) -> None:
-    found = []
-    for size in (1, 3, 8):
-        model = load_policy(tiny)
-        changes = {"micro_batch_size": size, "epochs": 1.0, "optimizer": optimizer}
-        trained, _ = dpo(model, pairs_of(model), params, f"{optimizer}{size}", **changes)
-        found.append([(row["loss"], row["grad_norm"]) for row in trained.metrics])
-    for other in found[1:]:
-        for ours, theirs in zip(found[0], other, strict=True):
-            assert ours == pytest.approx(theirs, rel=2e-3)
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-
-
-def test_a_reference_of_another_model_is_refused(tiny: Path, params: Params) -> None:
-    model = load_policy(tiny)
-    pairs = pairs_of(model)
-    with pytest.raises(UserError, match="not ln 2"):
-        dpo(model, pairs._replace(reference_chosen=pairs.reference_chosen + 1), params)
 
 
 def test_the_reward_model_learns_to_tell_them_apart(tiny: Path, params: Params) -> None:

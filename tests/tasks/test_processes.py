@@ -1,0 +1,181 @@
+"""The `dpo` stage over several processes: torchrun and FSDP2 on the CPU, launched by the params."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from preferences import sequences
+from safetensors.torch import load_file
+
+from betaflow.config import load_params
+from betaflow.policy.loading import load_policy, load_tokenizer
+from betaflow.policy.scorer import Scorer, all_sequence_logps
+from tasks._inputs import encode_pairs
+from tasks._training import training_fingerprint
+
+ARM = "dpo-b0.5-lr0.001-s0"
+STAGE = [sys.executable, "-m", "tasks.dpo", "--beta", "0.5", "--learning-rate", "0.001"]
+QUICK = {
+    "epochs": 2.0, "batch_size": 8, "micro_batch_tokens": 60, "warmup_steps": 0, "threads": 1,
+    "checkpoint_seconds": 1.0e-9,
+}  # fmt: skip
+
+
+@pytest.fixture
+def workspace(tiny: Path, repository: Path, tmp_path: Path) -> Path:
+    """What the stage reads: a model, 40 pairs with their reference, code, params."""
+    for name in ("betaflow", "tasks", "dvc.yaml"):
+        (tmp_path / name).symlink_to(repository / name)
+    shutil.copytree(tiny, tmp_path / "out/sft")
+    tokenizer = load_tokenizer(tiny)
+    scorer = Scorer(load_policy(tiny), tokenizer.pad_token_id)
+    for split, count in (("train", 40), ("eval", 10)):
+        rows = []
+        for n, sides in enumerate(
+            zip(sequences(count, True), sequences(count, False), strict=True)
+        ):
+            texts = [tokenizer.decode(s.completion[:-1]) for s in sides]
+            rows.append(
+                {"id": f"{split}-{n}", "prompt": tokenizer.decode(sides[0].prompt[1:]),
+                 "chosen": texts[0], "rejected": texts[1],
+                 "chosen_finished": True, "rejected_finished": n % 3 > 0}
+            )  # fmt: skip
+        (tmp_path / "out/pairs").mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"out/pairs/{split}.jsonl").write_text(lines)
+        table: dict[str, Any] = {"id": [row["id"] for row in rows]}
+        for side, found in zip(("chosen", "rejected"), encode_pairs(tokenizer, rows), strict=True):
+            logps = all_sequence_logps(scorer, found, budget=500, precision="float32")
+            table[f"{side}_logps"] = logps.tolist()
+            table[f"{side}_tokens"] = [len(s.completion) for s in found]
+        (tmp_path / "out/reference").mkdir(exist_ok=True)
+        pd.DataFrame(table).to_parquet(tmp_path / f"out/reference/{split}.parquet")
+    return tmp_path
+
+
+def configure(workspace: Path, repository: Path, **changes: Any) -> None:
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    params["dpo"]["training"] |= QUICK | changes
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def environment(workspace: Path) -> dict[str, str]:
+    tracking = f"sqlite:///{workspace / 'mlflow.db'}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": tracking}
+
+
+def stage(workspace: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*STAGE, "--seed", "0"], cwd=workspace, env=environment(workspace),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def result(workspace: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    folder = workspace / "out/dpo" / ARM
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return rows, load_file(folder / "model.safetensors")
+
+
+def assert_same(workspace: Path, expected: tuple[list[dict[str, Any]], Any]) -> None:
+    rows, weights = result(workspace)
+    for ours, theirs in zip(rows, expected[0], strict=True):
+        for name in ("loss", "grad_norm", "rewards/margin", "tokens"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
+    assert set(weights) == set(expected[1])
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_many_processes_train_as_one_and_go_on_from_each_other_s_checkpoints(
+    workspace: Path, repository: Path
+) -> None:
+    configure(workspace, repository, processes=1)
+    done = stage(workspace)
+    assert done.returncode == 0, done.stderr
+    expected = result(workspace)
+    assert len(expected[0]) == 10
+    shutil.rmtree(workspace / "out/dpo")
+
+    # Two begin and are killed; one goes on and is killed; four end it.
+    for count, at in ((2, 3), (1, 6)):
+        configure(workspace, repository, processes=count)
+        kill_at(workspace, at)
+    configure(workspace, repository, processes=4)
+    done = stage(workspace)
+    assert done.returncode == 0, done.stderr
+    resumed = [line for line in done.stdout.splitlines() if "resumed at step" in line]
+    assert len(resumed) == 1, done.stdout  # one rank speaks
+    assert int(resumed[0].split()[4]) >= 6
+    assert_same(workspace, expected)
+
+
+def kill_at(workspace: Path, step: int) -> None:
+    """Start the stage and SIGKILL its whole group once a checkpoint of `step` stands."""
+    process = subprocess.Popen(
+        [*STAGE, "--seed", "0"], cwd=workspace, env=environment(workspace),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    folder = workspace / "out/.local/checkpoints" / ARM
+    deadline = time.monotonic() + 120
+    while not any(int(p.name) >= step for p in folder.glob("[0-9]*")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (workspace / "out/dpo" / ARM).exists()
+
+
+def test_two_processes_save_on_sigterm_and_train_adapters(
+    workspace: Path, repository: Path
+) -> None:
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None}
+    configure(workspace, repository, lora=lora)
+    done = stage(workspace)
+    assert done.returncode == 0, done.stderr
+    expected = result(workspace)
+    assert set(expected[1]) == set(load_file(workspace / "out/sft/model.safetensors"))
+    shutil.rmtree(workspace / "out/dpo")
+
+    configure(workspace, repository, lora=lora, processes=2, sample_every=2, eval_every=5)
+    process = subprocess.Popen(
+        [*STAGE, "--seed", "0"], cwd=workspace, env=environment(workspace), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 2:"):
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    out = process.stdout.read()
+    assert process.wait() != 0
+    assert "saved step" in out, out
+    done = stage(workspace)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stdout
+    assert_same(workspace, expected)
+
+
+def test_spreading_the_work_does_not_make_another_run(
+    workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    found = []
+    for count in (1, 4):
+        configure(workspace, repository, processes=count)
+        settings = load_params("params.yaml").dpo.training.model_dump()
+        found.append(training_fingerprint("dpo", settings))
+    assert found[0] == found[1]
