@@ -60,10 +60,12 @@ def finish(
             "train_tokens": int(sum(row["tokens"] for row in trained.metrics)),
             "metrics": figures,
         }
+        if trained.best_step is not None:
+            summary["best_step"] = trained.best_step
         write_json(folder / "summary.json", summary)
     # Wall time is kept outside DVC: it is not a function of a stage's inputs.
     seconds = {"train_seconds": round(trained.seconds, 2)}
     write_json(LOCAL / "timings" / f"{about['arm']}.json", seconds)
-    log.finish(figures)
+    log.finish(figures, len(trained.metrics))
     checkpoints.clear(about["arm"])
     print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))

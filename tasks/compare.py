@@ -46,7 +46,8 @@ def fill_in(params: Params, rows: list[dict[str, Any]]) -> None:
                 arm_run.info.run_id, tracking.TAG + "steps_logged", str(len(steps))
             )
         mine = [row for row in rows if row["arm"] == about["arm"]]
-        tracker.log_final(arm_run, about["metrics"] | _final(mine, params))
+        final = about["metrics"] | _final(mine, params)
+        tracker.log_final(arm_run, final, len(steps))
         tracker.client.set_terminated(arm_run.info.run_id, "FINISHED")
         if mine:
             tracker.external_model(arm_run, about, folder)

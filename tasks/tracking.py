@@ -135,14 +135,17 @@ class Tracker:
         for first in range(0, len(metrics), 1000):
             self.client.log_batch(run.info.run_id, metrics=metrics[first : first + 1000])
 
-    def log_final(self, run: Any, values: Mapping[str, float]) -> None:
-        """Log figures of the finished run; the latest call's values are the ones shown."""
+    def log_final(self, run: Any, values: Mapping[str, float], steps: int) -> None:
+        """Log figures of a run that took so many steps; the latest call's are the ones shown.
+
+        They stand after the last step, where evaluations during training don't hide them.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         finite = {k: float(v) for k, v in values.items() if v is not None and v == v}
         self.client.log_batch(
-            run.info.run_id, metrics=[Metric(k, v, now, 0) for k, v in finite.items()]
+            run.info.run_id, metrics=[Metric(k, v, now, steps) for k, v in finite.items()]
         )
 
     def external_model(self, run: Any, about: Mapping[str, Any], folder: Path) -> None:
@@ -227,12 +230,12 @@ class StepLog:
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self._flush()
 
-    def finish(self, figures: Mapping[str, float]) -> None:
-        """Send what is left, and the final figures."""
+    def finish(self, figures: Mapping[str, float], steps: int) -> None:
+        """Send what is left, and the final figures of a run of so many steps."""
         self._flush()
 
         def end(tracker: Tracker) -> None:
-            tracker.log_final(self.run, figures)
+            tracker.log_final(self.run, figures, steps)
             tracker.client.set_tag(self.run.info.run_id, TAG + "steps_logged", str(self.sent))
             tracker.client.set_terminated(self.run.info.run_id, "FINISHED")
 

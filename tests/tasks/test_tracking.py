@@ -20,6 +20,7 @@ ABOUT = {
     "settings": {"training": {"epochs": 1.0}},
 }
 ROWS = [{"step": step, "loss": 1.0 / (step + 1), "grad_norm": 2.0} for step in range(30)]
+ROWS[20]["eval/loss"] = 0.9
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def train(params: Params, rows: list[dict[str, Any]] = ROWS) -> None:
     with tracking.training_run(params, ABOUT) as log:
         for row in rows:
             log.step(row)
-        log.finish({"eval/loss": 0.5})
+        log.finish({"eval/loss": 0.5}, len(rows))
 
 
 def test_a_run_holds_params_steps_final_figures_and_data(workspace: Path, params: Params) -> None:
@@ -47,7 +48,7 @@ def test_a_run_holds_params_steps_final_figures_and_data(workspace: Path, params
     assert run.data.tags["mlflow.parentRunId"] == tracker.sweep_run.info.run_id
     assert run.data.params["beta"] == "0.1"
     assert run.data.params["training.epochs"] == "1.0"
-    assert run.data.metrics["eval/loss"] == 0.5
+    assert run.data.metrics["eval/loss"] == 0.5  # the final one, not an evaluation's before it
     history = tracker.client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in ROWS]
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["out/pairs"]
