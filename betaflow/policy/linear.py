@@ -1,7 +1,7 @@
 """Float32 linear layers on the CPU by oneDNN.
 
 torch multiplies float32 matrices on x86 with MKL, which keeps to AVX2 on processors that are not
-Intel's: there oneDNN, which torch brings too, is twice as fast (benchmarks/linear.py).
+Intel's: there oneDNN, which torch brings too, is nearly twice as fast (benchmarks/linear.py).
 """
 
 from __future__ import annotations
