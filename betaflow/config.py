@@ -25,6 +25,9 @@ Count = Annotated[int, Field(gt=0)]
 GridNumber = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
 
 
+Truncation = Literal["drop", "keep_start", "keep_end"]
+
+
 class Section(BaseModel):
     """Base of every section: no unknown key, no silent conversion, no mutation."""
 
@@ -138,6 +141,7 @@ class PairsSettings(Section):
     max_new_tokens: Count
     max_prompt_tokens: Count
     max_completion_tokens: Count
+    truncation: Truncation
     temperature: Positive
     engine: Literal["vllm", "hf"]
     logprob_tolerance: Positive
@@ -149,6 +153,12 @@ class PairsSettings(Section):
         possible = self.samples_per_prompt * (self.samples_per_prompt - 1) // 2
         if self.pairs_per_prompt > possible:
             raise ValueError(f"{self.samples_per_prompt} samples make {possible} pairs at most")
+        return self
+
+    @model_validator(mode="after")
+    def _only_human_pairs_are_cut(self) -> PairsSettings:
+        if self.source == "sampled" and self.truncation != "drop":
+            raise ValueError("`truncation` is of human pairs; sampled ones are never cut: set drop")
         return self
 
 

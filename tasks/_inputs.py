@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from betaflow.data.chat import render_prompt
-from betaflow.data.tokenise import Encoded, encode, encode_prompt
+from betaflow.data.tokenise import Encoded, Limits, cut_pair, encode, encode_prompt
 from betaflow.io import read_jsonl
 
 
@@ -26,13 +26,17 @@ def fingerprint(paths: list[str | Path], settings: Any) -> str:
     return digest.hexdigest()
 
 
-def encode_pairs(tokenizer: Any, rows: list[dict[str, Any]]) -> tuple[list[Encoded], list[Encoded]]:
-    """Chosen and rejected sequences of rendered pairs."""
+def encode_pairs(
+    tokenizer: Any, rows: list[dict[str, Any]], limits: Limits
+) -> tuple[list[Encoded], list[Encoded]]:
+    """Chosen and rejected sequences of rendered pairs, cut to the limits."""
 
     def side(row: dict[str, Any], name: str) -> Encoded:
         return encode(tokenizer, row["prompt"], row[name], finished=row[f"{name}_finished"])
 
-    return [side(row, "chosen") for row in rows], [side(row, "rejected") for row in rows]
+    pairs = [(side(row, "chosen"), side(row, "rejected")) for row in rows]
+    cut = [cut_pair(*pair, limits, tokenizer.bos_token_id) for pair in pairs]
+    return [chosen for chosen, _ in cut], [rejected for _, rejected in cut]
 
 
 def prompt_rows(

@@ -32,10 +32,10 @@ def processes(count: int) -> Iterator[None]:
     from torch import distributed
 
     if torch.cuda.is_available():
-        local = int(os.environ["LOCAL_RANK"])
+        local, here = int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"]
         if local >= torch.cuda.device_count():
             raise UserError(
-                f"there are {torch.cuda.device_count()} GPUs for {count} processes; set "
+                f"there are {torch.cuda.device_count()} GPUs for {here} processes; set "
                 "dpo.training.processes and run.gpus to what there is"
             )
         torch.cuda.set_device(local)

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from betaflow.config import arms, load_params
+from betaflow.data.tokenise import Limits
 from betaflow.errors import UserError
 from betaflow.io import LOCAL, read_jsonl, write_json
 from betaflow.sampling.engine import open_engine
@@ -35,7 +36,9 @@ def main() -> None:
             batch_size=settings.batch_size,
             trust_remote_code=trust,
         )
-        chosen, _ = encode_pairs(engine.tokenizer, read_jsonl("out/pairs/eval.jsonl")[:16])
+        chosen, _ = encode_pairs(
+            engine.tokenizer, read_jsonl("out/pairs/eval.jsonl")[:16], Limits.of(params.pairs)
+        )
         check_engine(
             engine, folder, chosen, tolerance=settings.logprob_tolerance, trust_remote_code=trust
         )

@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 
 from betaflow.config import Arm, DPOTraining, Params, load_params
+from betaflow.data.tokenise import Limits
 from betaflow.errors import UserError
 from betaflow.io import read_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer
-from betaflow.training.distributed import is_main, whole, world
+from betaflow.training.distributed import is_main, rank, whole, world
 from betaflow.training.dpo import ReferencedPairs, train_dpo
 from betaflow.training.prepare import prepare
 from tasks import tracking
@@ -31,11 +32,11 @@ from tasks.tracking import StepLog
 SAMPLES = 2  # completions shown in the log every `sample_every` steps
 
 
-def referenced_pairs(tokenizer: Any, split: str) -> ReferencedPairs:
+def referenced_pairs(tokenizer: Any, split: str, limits: Limits) -> ReferencedPairs:
     """Pairs of a split with their cached reference log-probabilities."""
     rows = read_jsonl(f"out/pairs/{split}.jsonl")
     table = pd.read_parquet(f"out/reference/{split}.parquet")
-    chosen, rejected = encode_pairs(tokenizer, rows)
+    chosen, rejected = encode_pairs(tokenizer, rows, limits)
     ids = [row["id"] for row in rows]
     if ids != table["id"].tolist():
         raise UserError(
@@ -67,10 +68,16 @@ def fresh_policy(params: Params, settings: DPOTraining, seed: int) -> Any:
 
 
 def whole_policy(trained: Any, params: Params, settings: DPOTraining, seed: int) -> Any:
-    """The trained policy as one plain model: shards gathered, adapters merged."""
+    """The trained policy as one plain model: shards gathered, adapters merged.
+
+    Every process must call this; only the main one gets a model that is whole.
+    """
     policy = trained
     if world() > 1:
-        weights = {n: whole(p).detach().cpu() for n, p in trained.named_parameters()}
+        gathered = ((name, whole(p).detach()) for name, p in trained.named_parameters())
+        weights = {name: weight.cpu() for name, weight in gathered if is_main()}
+        if not is_main():
+            return None
         policy = fresh_policy(params, settings, seed)
         with torch.no_grad():
             for name, parameter in policy.named_parameters():
@@ -113,10 +120,16 @@ def main(arguments: argparse.Namespace | None = None) -> None:
 def _train(params: Params, settings: DPOTraining, given: argparse.Namespace) -> None:
     arm = Arm(method="dpo", beta=given.beta, learning_rate=given.learning_rate, seed=given.seed)
     set_threads(settings.threads)
+    torch.manual_seed(given.seed + 1_000_003 * rank())  # of adapters' dropout
     policy = fresh_policy(params, settings, given.seed)
     tokenizer = load_tokenizer("out/sft", trust_remote_code=params.model.trust_remote_code)
-    pairs, held_out = (referenced_pairs(tokenizer, split) for split in ("train", "eval"))
-    kept = {"training": settings.model_dump(), "precision": params.model.precision}
+    limits = Limits.of(params.pairs)
+    pairs, held_out = (referenced_pairs(tokenizer, split, limits) for split in ("train", "eval"))
+    kept = {
+        "training": settings.model_dump(),
+        "pairs": limits._asdict(),
+        "precision": params.model.precision,
+    }
     identity = training_fingerprint("dpo", {**kept, **arm.model_dump()})
     about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
     scorer = prepare(policy, settings, pad=tokenizer.pad_token_id)

@@ -2,7 +2,7 @@
 
 Sampled: completions of labelled prompts under pi_ref, paired within a prompt, labelled by
 Bradley-Terry under the gold reward. Human: the pairs of out/data, rendered with the model's
-chat template.
+chat template; rows keep their whole text, and stages that encode them cut what is too long.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
         write_jsonl(folder / "text_eval.jsonl", texts)  # for lm-eval's perplexity
         write_json(folder / "statistics.json", statistics)
     for split, figures in statistics.items():
-        print(f"{split}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+        print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in sorted(figures.items())))
 
 
 def _check(engine: Engine, params: Params, tokenizer: Any) -> None:

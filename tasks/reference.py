@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from betaflow.config import load_params
+from betaflow.data.tokenise import Limits
 from betaflow.io import atomic_directory, read_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.policy.scorer import Scorer, all_sequence_logps
@@ -20,10 +21,11 @@ def main() -> None:
     tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
     policy = load_policy("out/sft", trust_remote_code=trust).eval()
     scorer = Scorer(policy, tokenizer.pad_token_id)
+    scorer.explain()
     with atomic_directory("out/reference") as folder:
         for split in ("train", "eval"):
             rows = read_jsonl(f"out/pairs/{split}.jsonl")
-            chosen, rejected = encode_pairs(tokenizer, rows)
+            chosen, rejected = encode_pairs(tokenizer, rows, Limits.of(params.pairs))
             logps = all_sequence_logps(
                 scorer,
                 chosen + rejected,  # together: completions share their prompts

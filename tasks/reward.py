@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from betaflow.config import load_params
+from betaflow.data.tokenise import Limits
 from betaflow.io import read_jsonl
 from betaflow.policy.loading import load_reward_model, load_tokenizer
 from betaflow.training.reward import train_reward
@@ -20,11 +21,16 @@ def main() -> None:
     model = load_reward_model("out/sft", trust_remote_code=trust, new_head_seed=params.reward.seed)
     tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
     model.config.pad_token_id = tokenizer.pad_token_id
+    limits = Limits.of(params.pairs)
     pairs, held_out = (
-        encode_pairs(tokenizer, read_jsonl(f"out/pairs/{split}.jsonl"))
+        encode_pairs(tokenizer, read_jsonl(f"out/pairs/{split}.jsonl"), limits)
         for split in ("train", "eval")
     )
-    settings = {"reward": params.reward.model_dump(), "precision": params.model.precision}
+    settings = {
+        "reward": params.reward.model_dump(),
+        "pairs": limits._asdict(),
+        "precision": params.model.precision,
+    }
     identity = training_fingerprint("reward", settings)
     about = {
         "arm": "reward",

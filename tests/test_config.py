@@ -49,6 +49,8 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("data.text", "data/../text.txt", "is not in data/"),
         ("model.base", "./gpt2", "model.base './gpt2' is not in data/"),
         ("pairs.source", "human", "the embedded world has no human pairs"),
+        ("pairs.truncation", "keep_middle", "pairs.truncation: Input should be 'drop', 'keep_"),
+        ("pairs.truncation", "keep_end", "pairs: `truncation` is of human pairs"),
         ("pairs.pairs_per_prompt", 7, "pairs: 4 samples make 6 pairs at most"),
         ("model.scratch.heads", 3, "model.scratch: `hidden` must be"),
         ("model.scratch.hidden", 64, "vLLM's attention on a CPU"),

@@ -1,4 +1,4 @@
-"""`docs/derivation.md` points at code and tests that exist."""
+"""The documentation points at code and tests that exist."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_names_are_found_after_their_link() -> None:
     assert names_after_links(text) == [("../a.py", ["f", "g"]), ("b.py", [])]
 
 
-def test_every_link_and_every_name_after_it_exists(page: Path) -> None:
+@pytest.mark.parametrize("name", ["derivation.md", "training.md"])
+def test_every_link_and_every_name_after_it_exists(repository: Path, name: str) -> None:
+    page = repository / "docs" / name
     text = page.read_text()
     found = names_after_links(text)
     assert len(found) == text.count("](../") > 20  # none was missed

@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from betaflow.data.chat import render
-from betaflow.data.tokenise import encode
+from betaflow.data.tokenise import Encoded, Limits, cut_pair, encode
 from betaflow.errors import UserError
 from betaflow.objectives.bradley_terry import preference_probability
 from betaflow.progress import track
@@ -114,37 +114,61 @@ def _pair_id(*parts: str) -> str:
 def human_pairs(
     given: list[Row], tokenizer: Any, settings: PairsSettings
 ) -> tuple[list[Row], dict[str, float]]:
-    """Render human pairs; drop and count those too long for the model's budget.
+    """Render human pairs; leave out those that are too long, or that a cut made useless.
 
-    Nothing is truncated: a pair cut to fit could lose what the preference was about, or become
-    two equal completions.
+    Rows keep their whole text. Stages that encode them cut them by the same limits (`cut_pair`).
+
+    Returns:
+        Pair rows, and figures: the pairs, how many of them have a prompt or a completion that is
+        cut (`cut_*`), and how many others were left out, by reason (`dropped_*`): too long; a
+        prompt of which the cut left nothing, BOS apart; completions of equal tokens, be it
+        before the cut or only after it.
     """
+    limits = Limits.of(settings)
     rows: list[Row] = []
     counts: Counter[str] = Counter()
     for row in given:
         prompt, chosen = render(tokenizer, row["prompt"], row["chosen"])
         _, rejected = render(tokenizer, row["prompt"], row["rejected"])
-        sides = [encode(tokenizer, prompt, text) for text in (chosen, rejected)]
-        if max(len(side.prompt) for side in sides) > settings.max_prompt_tokens:
-            counts["dropped_long_prompt"] += 1
-        elif max(len(side.completion) for side in sides) > settings.max_completion_tokens:
-            counts["dropped_long_completion"] += 1
-        elif sides[0].completion == sides[1].completion:
-            counts["dropped_equal_tokens"] += 1
-        else:
-            rows.append(
-                {
-                    "id": row["id"],
-                    "prompt": prompt,
-                    "chosen": chosen,
-                    "rejected": rejected,
-                    "chosen_finished": True,
-                    "rejected_finished": True,
-                }
-            )
+        whole = [encode(tokenizer, prompt, text) for text in (chosen, rejected)]
+        sides = cut_pair(whole[0], whole[1], limits, tokenizer.bos_token_id)
+        cuts = [
+            f"cut_{part}"
+            for part in ("prompt", "completion")
+            if any(getattr(a, part) != getattr(b, part) for a, b in zip(whole, sides, strict=True))
+        ]
+        if fault := _fault(sides, cuts, limits, tokenizer.bos_token_id):
+            counts[f"dropped_{fault}"] += 1
+            continue
+        counts.update(cuts)
+        rows.append(
+            {
+                "id": row["id"],
+                "prompt": prompt,
+                "chosen": chosen,
+                "rejected": rejected,
+                "chosen_finished": True,
+                "rejected_finished": True,
+            }
+        )
     if given and not rows:
         raise UserError(
             f"every one of {len(given)} pairs was dropped ({dict(counts)}); raise "
-            "pairs.max_prompt_tokens or pairs.max_completion_tokens"
+            "pairs.max_prompt_tokens or pairs.max_completion_tokens, or cut (pairs.truncation)"
         )
     return rows, {**counts, "pairs": len(rows)}
+
+
+def _fault(
+    sides: tuple[Encoded, Encoded], cuts: list[str], limits: Limits, bos: int | None
+) -> str | None:
+    """Why a pair that `cut_pair` returned is of no use."""
+    if max(len(side.prompt) for side in sides) > limits.max_prompt_tokens:
+        return "long_prompt"
+    if max(len(side.completion) for side in sides) > limits.max_completion_tokens:
+        return "long_completion"
+    if "cut_prompt" in cuts and any(side.prompt in ([], [bos]) for side in sides):
+        return "emptied"
+    if sides[0].completion == sides[1].completion:
+        return "equal_tokens"
+    return None

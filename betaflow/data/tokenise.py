@@ -1,4 +1,4 @@
-"""Prompt and completion to token ids, split where the prompt's own tokens end."""
+"""Prompt and completion to token ids, split where the prompt's own tokens end, and cut to fit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from betaflow.config import PairsSettings, Truncation
 
 
 class Encoded(NamedTuple):
@@ -20,6 +22,19 @@ class Encoded(NamedTuple):
     def length(self) -> int:
         """Tokens of both."""
         return len(self.prompt) + len(self.completion)
+
+
+class Limits(NamedTuple):
+    """Most tokens of a prompt and of a completion (EOS included), and what becomes of more."""
+
+    truncation: Truncation
+    max_prompt_tokens: int
+    max_completion_tokens: int
+
+    @classmethod
+    def of(cls, settings: PairsSettings) -> Limits:
+        """What the section `pairs` says of lengths; fields are named as its keys."""
+        return cls(settings.truncation, settings.max_prompt_tokens, settings.max_completion_tokens)
 
 
 class Batch(NamedTuple):
@@ -63,6 +78,35 @@ def encode(
     if finished and (not tail or tail[-1] != eos):
         tail = [*tail, eos]
     return Encoded(whole[:border], tail)
+
+
+def cut_pair(
+    chosen: Encoded, rejected: Encoded, limits: Limits, bos: int | None
+) -> tuple[Encoded, Encoded]:
+    """Cut a pair to its limits, token by token: the text is never made anew.
+
+    A prompt keeps its first (`keep_start`) or its last (`keep_end`) tokens; a completion keeps its
+    first ones, so a cut completion has lost its EOS. Both prompts lose as many tokens as the longer
+    one must: where a merge at the border made them differ by a token they still do, and the shorter
+    is still the beginning of the longer. A leading BOS stays in front, and counts. A pair that fits
+    comes back as it is, and with `drop` so does any other: to leave it out is the caller's part.
+
+    Args:
+        bos: the tokenizer's BOS, if it has one.
+    """
+    if limits.truncation == "drop":
+        return chosen, rejected
+    longest = max(len(chosen.prompt), len(rejected.prompt))
+    excess = max(0, longest - limits.max_prompt_tokens)
+
+    def cut(side: Encoded) -> Encoded:
+        head = 1 if side.prompt[:1] == [bos] else 0
+        body = side.prompt[head:]
+        start = body[: max(0, len(body) - excess)]
+        kept = body[excess:] if limits.truncation == "keep_end" else start
+        return Encoded(side.prompt[:head] + kept, side.completion[: limits.max_completion_tokens])
+
+    return cut(chosen), cut(rejected)
 
 
 def collate(sequences: list[Encoded], pad: int) -> Batch:

@@ -20,6 +20,8 @@ from transformers.masking_utils import sdpa_mask
 from betaflow.policy.packed import Tree
 
 NAME = "betaflow"
+SHORT = 64  # tokens of a tree that one call computes faster than two
+SHORT_HALF = 256  # tokens of a tree whose scores are all computed at once, bfloat16 on a CPU
 
 
 class Unsupported(Exception):
@@ -75,7 +77,8 @@ def packed_attention(
     if layout is None and cap is not None:  # `sdpa` would leave the cap out
         whole = tree_mask((query.shape[2], ())).to(query.device)
         mask = whole if attention_mask is None else attention_mask
-        return _capped(query, key, value, mask, scaling, cap).transpose(1, 2), None
+        key, value = _every_head(key, query), _every_head(value, query)
+        return _eager(query, key, value, mask, scaling, cap).transpose(1, 2), None
     if layout is None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
@@ -83,16 +86,15 @@ def packed_attention(
     window = _window(module, layout, options)
     if dropout > 0:
         raise Unsupported("attention dropout")
-    kind, place = query.dtype, query.device.type
-    if place == "cpu":
-        with torch.autocast(place, enabled=False):  # float32 is the faster of the two there
-            query, key, value = query.float(), key.float(), value.float()
-            found = _attention(query, key, value, scaling, layout, window, cap)
-            return found.to(kind), None
-    return _attention(query, key, value, scaling, layout, window, cap).to(kind), None
+    # Under autocast a rotary embedding may give float32 queries and keys to bfloat16 values.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    key, value = _every_head(key, query), _every_head(value, query)
+    with torch.autocast(query.device.type, enabled=False):
+        found = _by_tree(query, key, value, scaling, layout, window, cap)
+    return found, None
 
 
-def _attention(
+def _by_tree(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -101,17 +103,22 @@ def _attention(
     window: int | None,
     cap: float | None,
 ) -> torch.Tensor:
-    key, value = _every_head(key, query), _every_head(value, query)
+    # On a CPU the fused kernel is slow in bfloat16: all scores at once of what is short, float32 of
+    # what is long (benchmarks/attention.py).
+    slow_half = query.device.type == "cpu" and query.dtype == torch.bfloat16
     pieces = []
     parts = (tensor.split(layout.tokens, dim=2) for tensor in (query, key, value))
     for tree, q, k, v in zip(layout.trees, *parts, strict=True):
-        if cap is not None:
-            pieces.append(_capped(q, k, v, layout.mask(tree, window), scaling, cap))
+        mask = layout.mask(tree, window)
+        if cap is not None or (slow_half and q.shape[2] <= SHORT_HALF):
+            pieces.append(_eager(q, k, v, mask, scaling, cap))
             continue
-        (prefix, branches), mask = tree, layout.mask(tree, window)
+        if slow_half:
+            q, k, v = q.float(), k.float(), v.float()
+        (prefix, branches), size = tree, q.shape[2]
         whole = window is None or window >= layout.longest
         alone = prefix == 0 and len(branches) == 1
-        for first, last in ((0, prefix), (prefix, q.shape[2])):
+        for first, last in ((0, prefix), (prefix, size)) if size > SHORT else ((0, size),):
             if first == last:
                 continue
             causal = whole and (last == prefix or alone)
@@ -125,7 +132,7 @@ def _attention(
                     scale=scaling,
                 )
             )
-    return torch.cat([piece.transpose(1, 2) for piece in pieces], dim=1)
+    return torch.cat([piece.to(query.dtype).transpose(1, 2) for piece in pieces], dim=1)
 
 
 def _window(module: nn.Module, layout: Layout, options: dict[str, Any]) -> int | None:
@@ -145,19 +152,21 @@ def _every_head(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     return tensor if times == 1 else tensor.repeat_interleave(times, dim=1)
 
 
-def _capped(
+def _eager(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor,
     scaling: float | None,
-    cap: float,
+    cap: float | None,
 ) -> torch.Tensor:
-    """Attention with scores soft-capped to (-cap, cap) (Gemma 2)."""
-    key, value = _every_head(key, query), _every_head(value, query)
+    """Attention with all scores at once, softmax in float32; scores are soft-capped to
+    (-cap, cap) where there is a cap (Gemma 2)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = cap * torch.tanh(query @ key.transpose(2, 3) * scale / cap)
-    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")).float(), dim=-1)
+    scores = (query * scale) @ key.transpose(2, 3)
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=torch.float32)
     return weights.to(value.dtype) @ value
 
 

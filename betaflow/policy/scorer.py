@@ -42,6 +42,15 @@ class Scorer(nn.Module):
         self.reason = why_not_packed(policy)
         self.packs = self.reason is None
 
+    def explain(self) -> None:
+        """Say so where sequences can't be packed, and why."""
+        if self.reason is not None:
+            print(
+                f"{type(self.policy).__name__}: sequences are padded and prompts not shared, "
+                f"which is slower ({self.reason})",
+                flush=True,
+            )
+
     @property
     def config(self) -> Any:
         """The policy's configuration."""

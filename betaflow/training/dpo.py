@@ -183,7 +183,9 @@ def evaluate(
         if counts:
             found.append(pair_metrics(logps, pairs, places, settings, beta))
             order += places
-    return _means(_table(found, order, count), "eval/")
+    table = _table(found, order, count)
+    _require_finite(table, pairs, list(range(count)), "eval/")
+    return _means(table, "eval/")
 
 
 def pair_metrics(
@@ -251,11 +253,13 @@ def _means(table: torch.Tensor, prefix: str) -> dict[str, float]:
     return {prefix + name: mean for name, mean in zip(METRICS, means, strict=True)}
 
 
-def _require_finite(table: torch.Tensor, pairs: ReferencedPairs, indices: list[int]) -> None:
+def _require_finite(
+    table: torch.Tensor, pairs: ReferencedPairs, indices: list[int], prefix: str = ""
+) -> None:
     finite = table[0].isfinite().tolist()
     wrong = [pairs.ids[i] for i, fine in zip(indices, finite, strict=True) if not fine]
     if wrong:
-        raise loop.NotFinite(["loss"], wrong)
+        raise loop.NotFinite([f"{prefix}loss"], wrong)
 
 
 def require_reference(

@@ -9,7 +9,7 @@ from torch import nn
 
 from betaflow.errors import UserError
 from betaflow.policy.scorer import Scorer
-from betaflow.training.distributed import world
+from betaflow.training.distributed import is_main, world
 
 if TYPE_CHECKING:
     from betaflow.config import DPOTraining
@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 def prepare(policy: Any, settings: DPOTraining, *, pad: int) -> Scorer:
     """The policy's scorer, as the settings want it trained; says once how it is computed."""
     scorer = Scorer(policy, pad)
-    if scorer.reason is not None:
-        print(
-            f"{type(policy).__name__}: sequences are padded and prompts not shared, which is "
-            f"slower ({scorer.reason})",
-            flush=True,
-        )
+    if is_main():
+        scorer.explain()
     if settings.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         policy.enable_input_require_grads()  # frozen embeddings must not cut the graph (LoRA)

@@ -20,11 +20,13 @@ from preferences import sequences
 from safetensors.torch import load_file
 
 from betaflow.config import load_params
+from betaflow.data.tokenise import Limits
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.policy.scorer import Scorer, all_sequence_logps
 from tasks._inputs import encode_pairs
 from tasks._training import training_fingerprint
 
+LIMITS = Limits("drop", 64, 96)
 ARM = "dpo-b0.5-lr0.001-s0"
 STAGE = [sys.executable, "-m", "tasks.dpo", "--beta", "0.5", "--learning-rate", "0.001"]
 QUICK = {
@@ -56,7 +58,9 @@ def workspace(tiny: Path, repository: Path, tmp_path: Path) -> Path:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"out/pairs/{split}.jsonl").write_text(lines)
         table: dict[str, Any] = {"id": [row["id"] for row in rows]}
-        for side, found in zip(("chosen", "rejected"), encode_pairs(tokenizer, rows), strict=True):
+        for side, found in zip(
+            ("chosen", "rejected"), encode_pairs(tokenizer, rows, LIMITS), strict=True
+        ):
             logps = all_sequence_logps(scorer, found, budget=500, precision="float32")
             table[f"{side}_logps"] = logps.tolist()
             table[f"{side}_tokens"] = [len(s.completion) for s in found]
