@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-from betaflow.policy.linear import linear
+from betaflow.policy.linear import linear, multiply
 
 # Logits in memory at once, float32 values (128 MiB). More positions than fit are computed in
-# chunks, and computed again in the backward pass.
+# chunks, and again in the backward pass.
 CHUNK = 32 * 2**20
 
 
@@ -37,16 +36,97 @@ class Head(NamedTuple):
 
     def logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Log-probability of each target, nats, float32 `(positions,)`."""
-        rows = max(1, CHUNK // self.weight.shape[0])
-        if len(targets) <= rows:
-            return self._logps(hidden, targets)
-        chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
-        if not torch.is_grad_enabled():
-            return torch.cat([self._logps(*chunk) for chunk in chunks])
-        return torch.cat([checkpoint(self._logps, *chunk, use_reentrant=False) for chunk in chunks])
+        found: torch.Tensor = _TokenLogps.apply(hidden, self.weight, self.bias, targets, self.cap)
+        return found
 
-    def _logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return -cross_entropy(self.logits(hidden), targets, reduction="none")
+
+class _TokenLogps(torch.autograd.Function):
+    """log softmax(cap tanh((W h + b) / cap))[target], with one buffer of logits a chunk.
+
+    With few enough positions the log-probabilities of the vocabulary are kept for the backward
+    pass, where softmax - onehot is made of them in place; with more each chunk's are computed
+    again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        cap: float | None,
+    ) -> torch.Tensor:
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        ctx.kind = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+        ctx.cap, ctx.device = cap, device
+        rows = max(1, CHUNK // weight.shape[0])
+        keep = len(targets) <= rows and any(ctx.needs_input_grad[:3])
+        ctx.rows = rows
+        logps, kept = hidden.new_empty(len(targets), dtype=torch.float32), None
+        with torch.autocast(device, enabled=False):
+            states, matrix = hidden.to(ctx.kind), weight.to(ctx.kind)
+            offset = None if bias is None else bias.to(ctx.kind)
+            for start in range(0, len(targets), rows):
+                part = slice(start, start + rows)
+                every = _log_softmax(states[part], matrix, offset, cap)
+                logps[part] = every.gather(1, targets[part, None])[:, 0]
+                kept = every if keep else None
+        ctx.save_for_backward(hidden, weight, bias, targets, kept)
+        return logps
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias, targets, kept = ctx.saved_tensors
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        found = [
+            torch.zeros_like(t, dtype=torch.float32) if wanted else None
+            for t, wanted in ((hidden, for_hidden), (weight, for_weight), (bias, for_bias))
+        ]
+        with torch.autocast(ctx.device, enabled=False):
+            states, matrix = hidden.to(ctx.kind), weight.to(ctx.kind)
+            offset = None if bias is None else bias.to(ctx.kind)
+            for start in range(0, len(targets), ctx.rows):
+                part = slice(start, start + ctx.rows)
+                h = states[part]
+                every = kept if kept is not None else _log_softmax(h, matrix, offset, ctx.cap)
+                slope = None if ctx.cap is None else _slope(h, matrix, offset, ctx.cap)
+                by = every.exp_().mul_(-gradient[part, None])
+                by.scatter_add_(1, targets[part, None], gradient[part, None])
+                if slope is not None:
+                    by.mul_(slope)
+                if found[2] is not None:
+                    found[2] += by.sum(0)
+                by = by.to(ctx.kind)
+                if found[0] is not None:
+                    found[0][part] = multiply(by, matrix.t())
+                if found[1] is not None:
+                    found[1] += multiply(by.t(), h.t())
+        grads = [
+            None if g is None else g.to(t.dtype)
+            for g, t in zip(found, (hidden, weight, bias), strict=True)
+        ]
+        return (*grads, None, None)
+
+
+def _log_softmax(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cap: float | None
+) -> torch.Tensor:
+    """Log-probabilities of the vocabulary, float32 `(positions, vocabulary)`."""
+    logits = multiply(hidden, weight, bias).float()
+    if cap is not None:
+        logits.div_(cap).tanh_().mul_(cap)
+    return torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)  # type: ignore[no-any-return]
+
+
+def _slope(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cap: float
+) -> torch.Tensor:
+    """d capped / d logits = 1 - tanh^2(logits / cap), `(positions, vocabulary)`."""
+    logits = multiply(hidden, weight, bias).float()
+    return logits.div_(cap).tanh_().square_().neg_().add_(1)
 
 
 def head_of(model: Any) -> Head | None:

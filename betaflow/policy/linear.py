@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-_ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x W^T + b, as `torch.nn.functional.linear`; `x` is `(..., in)`, `weight` `(out, in)`."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-    if not (_ONEDNN and plain and x.numel()) or torch.is_autocast_enabled("cpu"):
+    if not (ONEDNN and plain and x.numel()) or torch.is_autocast_enabled("cpu"):
         return nn.functional.linear(x, weight, bias)
     rows: torch.Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return rows.view(*x.shape[:-1], weight.shape[0])
@@ -31,7 +31,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply(x, weight, bias)
+        return multiply(x, weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -39,14 +39,16 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _multiply(gradient, weight.t()) if for_x else None,
-            _multiply(gradient.t(), x.t()) if for_weight else None,
+            multiply(gradient, weight.t()) if for_x else None,
+            multiply(gradient.t(), x.t()) if for_weight else None,
             gradient.sum(0) if for_bias else None,
         )
 
 
-def _multiply(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """a b^T + bias."""
+def multiply(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """a b^T + bias of matrices `(n, k)` and `(m, k)`, without a gradient."""
+    if not (ONEDNN and a.dtype == torch.float32 and a.device.type == "cpu" and a.numel()):
+        return a @ b.t() if bias is None else torch.addmm(bias, a, b.t())
     found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return found
 
