@@ -78,7 +78,7 @@ def packed_attention(
         whole = tree_mask((query.shape[2], ())).to(query.device)
         mask = whole if attention_mask is None else attention_mask
         key, value = _every_head(key, query), _every_head(value, query)
-        return _eager(query, key, value, mask, scaling, cap).transpose(1, 2), None
+        return every_score(query, key, value, mask, scaling, cap).transpose(1, 2), None
     if layout is None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
@@ -111,7 +111,7 @@ def _by_tree(
     for tree, q, k, v in zip(layout.trees, *parts, strict=True):
         mask = layout.mask(tree, window)
         if cap is not None or (slow_half and q.shape[2] <= SHORT_HALF):
-            pieces.append(_eager(q, k, v, mask, scaling, cap))
+            pieces.append(every_score(q, k, v, mask, scaling, cap))
             continue
         if slow_half:
             q, k, v = q.float(), k.float(), v.float()
@@ -152,7 +152,7 @@ def _every_head(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     return tensor if times == 1 else tensor.repeat_interleave(times, dim=1)
 
 
-def _eager(
+def every_score(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,16 @@ def test_gradient_checkpointing_changes_nothing(
         rows.append([(row["loss"], row["grad_norm"]) for row in trained.metrics])
     for off, checkpointed in zip(*rows, strict=True):
         assert checkpointed == pytest.approx(off, rel=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_give_the_same_steps(tiny: Path, params: Params) -> None:
+    rows = []
+    for on in (False, True):
+        _, trained, _ = train(tiny, pairs_of(tiny), params, compile=on, epochs=1.0)
+        rows.append([(row["loss"], row["grad_norm"]) for row in trained.metrics])
+    for plain, compiled in zip(*rows, strict=True):
+        assert compiled == pytest.approx(plain, rel=1e-4)
 
 
 def test_bfloat16_keeps_float32_weights_and_comes_close(tiny: Path, params: Params) -> None:
