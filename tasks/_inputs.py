@@ -11,6 +11,17 @@ from betaflow.data.chat import render_prompt
 from betaflow.data.tokenise import Encoded, Limits, cut_pair, encode, encode_prompt
 from betaflow.io import read_jsonl
 
+# Settings by which a checkpoint of the same run may differ: how often one is written and how many
+# are kept, what is shown meanwhile, over how many processes the work is spread.
+NEUTRAL = {"checkpoint_seconds", "keep_checkpoints", "sample_every", "processes"}
+
+
+def without_neutral(settings: Any) -> Any:
+    """Settings without those that make no other run."""
+    if isinstance(settings, dict):
+        return {k: without_neutral(v) for k, v in settings.items() if k not in NEUTRAL}
+    return settings
+
 
 def fingerprint(paths: list[str | Path], settings: Any) -> str:
     """SHA-256 of files' contents (folders: every file, by name) and of settings."""

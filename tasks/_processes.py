@@ -6,9 +6,11 @@ import ctypes
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 from betaflow.errors import UserError
 
@@ -19,14 +21,14 @@ PATIENCE = timedelta(minutes=30)  # for rank 0 to verify or write a whole checkp
 def processes(count: int) -> Iterator[None]:
     """Inside, this process is one of `count` that train together.
 
-    The first call starts torchrun in this process's place, which runs the same command once a
-    process. Under a torchrun that somebody else started, its number of processes counts.
+    The first call has torchrun's launcher run the same command once a process, and ends with
+    it. Under a torchrun that somebody else started, its number of processes counts.
     """
     if "RANK" not in os.environ:
         if count == 1:
             yield
             return
-        _start_torchrun(count)
+        _launch(count)
     _die_with_parent()
     import torch
     from torch import distributed
@@ -55,13 +57,33 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def _start_torchrun(count: int) -> None:
+def _launch(count: int) -> NoReturn:
+    """Run this command in `count` processes by torchrun's launcher, and exit as they do."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     # Processes of one machine talk over the loopback interface, whatever its name resolves to.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     spec = sys.modules["__main__"].__spec__
     assert spec is not None  # stages are run by `python -m`
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words += ["--nproc-per-node", str(count), "-m", spec.name, *sys.argv[1:]]
-    sys.stdout.flush()
-    os.execv(sys.executable, words)
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+    )
+    code = 0
+    try:
+        elastic_launch(settings, sys.executable)("-m", spec.name, *sys.argv[1:])
+    except ChildFailedError as error:  # what went wrong, the process has said
+        failed = error.get_first_failure()[1].exitcode
+        code = failed if failed > 0 else 128 - failed
+    except SignalException as error:
+        code = 128 + error.sigval
+    sys.exit(code)

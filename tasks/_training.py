@@ -11,15 +11,11 @@ from betaflow.errors import UserError
 from betaflow.io import LOCAL, atomic_directory, write_json, write_jsonl
 from betaflow.policy.loading import save_model
 from betaflow.training import checkpoints
-from tasks._inputs import fingerprint
+from tasks._inputs import fingerprint, without_neutral
 
 if TYPE_CHECKING:
     from betaflow.training.loop import Trained
     from tasks.tracking import StepLog
-
-# Settings by which a checkpoint of the same run may differ: how often one is written and how many
-# are kept, what is shown meanwhile, over how many processes the work is spread.
-NEUTRAL = {"checkpoint_seconds", "keep_checkpoints", "sample_every", "processes"}
 
 
 def training_fingerprint(stage: str, settings: Any) -> str:
@@ -32,13 +28,7 @@ def training_fingerprint(stage: str, settings: Any) -> str:
     missing = [str(dep) for dep in deps if not dep.exists()]
     if missing:
         raise UserError(f"{', '.join(missing)} is missing; run `make align` (or `dvc repro`)")
-    return fingerprint(list(deps), _without_neutral(settings))
-
-
-def _without_neutral(settings: Any) -> Any:
-    if isinstance(settings, dict):
-        return {k: _without_neutral(v) for k, v in settings.items() if k not in NEUTRAL}
-    return settings
+    return fingerprint(list(deps), without_neutral(settings))
 
 
 def finish(

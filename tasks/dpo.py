@@ -99,7 +99,10 @@ def sample_printer(scorer: Any, tokenizer: Any, pairs: ReferencedPairs, settings
     engine = HFEngine(scorer, tokenizer, batch_size=SAMPLES)
 
     def show(step: int) -> None:
-        requests = [Request(list(ids), 1.0, n, budget) for n, ids in enumerate(prompts)]
+        requests = [
+            Request(list(ids), 1.0, n, min(budget, engine.max_length - len(ids)))
+            for n, ids in enumerate(prompts)
+        ]
         for request, completion in zip(requests, engine.generate(requests), strict=True):
             prompt = tokenizer.decode(request.prompt_ids, skip_special_tokens=True)
             if is_main():

@@ -24,7 +24,7 @@ import yaml
 
 from betaflow.config import Params
 from betaflow.io import LOCAL
-from tasks._inputs import fingerprint
+from tasks._inputs import fingerprint, without_neutral
 
 FLUSH_SECONDS = 5.0
 TAG = "betaflow."
@@ -113,7 +113,7 @@ class Tracker:
 
         names = ("beta", "learning_rate", "seed", "method")
         values = {name: about[name] for name in names if about.get(name) is not None}
-        values |= flatten(about["settings"])
+        values |= flatten(without_neutral(about["settings"]))  # MLflow keeps a run's first
         self.client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in values.items()],

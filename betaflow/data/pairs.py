@@ -169,6 +169,8 @@ def _fault(
         return "long_completion"
     if "cut_prompt" in cuts and any(side.prompt in ([], [bos]) for side in sides):
         return "emptied"
+    if not all(side.prompt for side in sides):
+        return "no_prompt"  # nothing would predict the completion's first token
     if sides[0].completion == sides[1].completion:
         return "equal_tokens"
     return None

@@ -83,7 +83,7 @@ def packed_attention(
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    window = _window(module, layout, options)
+    window = _window(module, options)
     if dropout > 0:
         raise Unsupported("attention dropout")
     # Under autocast a rotary embedding may give float32 queries and keys to bfloat16 values.
@@ -135,13 +135,13 @@ def _by_tree(
     return torch.cat([piece.to(query.dtype).transpose(1, 2) for piece in pieces], dim=1)
 
 
-def _window(module: nn.Module, layout: Layout, options: dict[str, Any]) -> int | None:
+def _window(module: nn.Module, options: dict[str, Any]) -> int | None:
     """The sliding window of a layer, from the call; one the call does not tell is refused."""
     if "sliding_window" in options:
         found: int | None = options["sliding_window"]
-        return found
+        return found or None
     configured = getattr(getattr(module, "config", None), "sliding_window", None)
-    if configured is not None and layout.longest > configured:
+    if configured:  # 0 and None: no window
         raise Unsupported("a sliding window that attention is not told of")
     return None
 
@@ -166,7 +166,9 @@ def every_score(
     scores = (query * scale) @ key.transpose(2, 3)
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
-    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=torch.float32)
+    weights = torch.softmax(
+        scores.masked_fill(~mask, torch.finfo(scores.dtype).min), dim=-1, dtype=torch.float32
+    )
     return weights.to(value.dtype) @ value
 
 

@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 
 from betaflow.policy.linear import linear, multiply
 
-# Logits in memory at once, float32 values (128 MiB). More positions than fit are computed in
+# Logits in memory at once, float32 values (64 MiB). More positions than fit are computed in
 # chunks, and again in the backward pass.
-CHUNK = 32 * 2**20
+CHUNK = 16 * 2**20
 
 
 class Head(NamedTuple):
@@ -104,6 +104,7 @@ class _TokenLogps(torch.autograd.Function):
                     found[0][part] = multiply(by, matrix.t())
                 if found[1] is not None:
                     found[1] += multiply(by.t(), h.t())
+                del by, every  # before the next chunk's
         grads = [
             None if g is None else g.to(t.dtype)
             for g, t in zip(found, (hidden, weight, bias), strict=True)

@@ -19,10 +19,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     """x W^T + b, as `torch.nn.functional.linear`; `x` is `(..., in)`, `weight` `(out, in)`."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-    if not (ONEDNN and plain and x.numel()) or torch.is_autocast_enabled("cpu"):
+    if not (ONEDNN and plain and x.numel()) or _elsewhere():
         return nn.functional.linear(x, weight, bias)
     rows: torch.Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return rows.view(*x.shape[:-1], weight.shape[0])
+
+
+def _elsewhere() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
 
 
 class _Linear(torch.autograd.Function):

@@ -104,13 +104,11 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    for name in vars(model.config):
-        # Attention dropout is read from the config at each forward pass, or kept by the layer.
-        if name in ("attention_dropout", "attn_pdrop"):
-            setattr(model.config, name, 0.0)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  (a plain attribute, not a tensor)
+        # Families keep rates of their own, under many names: in the config, or in a layer.
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(vars(holder).items()) if holder is not None else ():
+                if "drop" in name and isinstance(value, float):
+                    setattr(holder, name, 0.0)
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # with sdpa, transformers leaves the cap out
     # Draws are the model's own distribution: no penalty or cut-off that a hub model brings.

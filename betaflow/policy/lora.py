@@ -23,6 +23,8 @@ def add_adapters(policy: Any, settings: LoRASettings, *, seed: int) -> None:
         UserError: the model has none of the `targets`, or none is known for its family.
     """
     policy.requires_grad_(False)
+    embedding = policy.get_input_embeddings().weight
+    tied = policy.get_output_embeddings().weight is embedding
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -39,6 +41,12 @@ def add_adapters(policy: Any, settings: LoRASettings, *, seed: int) -> None:
                 f"no adapter could be added to {type(policy).__name__}: {error}\n"
                 "Name its linear layers in dpo.training.lora.targets, such as [q_proj, v_proj]."
             ) from error
+    # Merged into one of two layers that share their weight, an adapter would change both.
+    if tied and any(layer.get_base_layer().weight is embedding for layer in adapters(policy)):
+        raise UserError(
+            "dpo.training.lora.targets names an embedding that this model shares between its "
+            "input and its output; name other layers"
+        )
 
 
 def adapters(policy: Any) -> list[BaseTunerLayer]:

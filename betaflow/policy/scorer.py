@@ -23,10 +23,11 @@ from betaflow.policy.packed import Packed, pack, tree_tokens
 from betaflow.progress import track
 
 Group = Sequence[Encoded]
-_PROBE = (
-    (Encoded([3, 10, 17, 24, 31], [38, 45, 52, 59]), Encoded([3, 10, 17, 24, 31], [66, 73, 80])),
-    (Encoded([11, 18], [25, 32, 39, 46, 53, 60]),),
-)
+
+# Tokens of prompt and completion, tree by tree, of the sequences that packing is tried on.
+_PROBE = (((5, 4), (5, 3)), ((2, 6),))
+# Rotary frequencies that depend on the longest sequence of a batch, beyond the first limit.
+_DYNAMIC_ROPE = ("longrope", "dynamic")
 
 
 class Scorer(nn.Module):
@@ -58,7 +59,8 @@ class Scorer(nn.Module):
 
     def generate(self, **options: Any) -> Any:
         """Draw from the policy; here too, so that sharded weights are whole while it runs."""
-        return self.policy.generate(**options)
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return self.policy.generate(**options, synced_gpus=together)
 
     def cost(self, group: Group) -> int:
         """Tokens that a group takes by itself."""
@@ -124,12 +126,15 @@ def why_not_packed(policy: Any) -> str | None:
     """
     if head_of(policy) is None:
         return "its logits are not a projection of its last hidden states"
+    if getattr(policy.config, "attention_chunk_size", None):
+        return "its attention is cut into chunks of positions"
     before, training = policy.config._attn_implementation, policy.training
+    probe = _probe(policy.config.vocab_size)
     try:
         policy.eval()
-        alone = [_alone(policy, sequence) for group in _PROBE for sequence in group]
+        alone = [_alone(policy, sequence) for group in probe for sequence in group]
         policy.set_attn_implementation(NAME)
-        batch = pack(_PROBE).to(device())
+        batch = pack(probe).to(device())
         alike = _alike(alone, packed_hidden(policy, batch)[0], batch)
         policy.train()
         packed_hidden(policy, batch)  # refuses attention dropout, which evaluation leaves out
@@ -141,6 +146,18 @@ def why_not_packed(policy: Any) -> str | None:
     if reason is not None:
         policy.set_attn_implementation(before)
     return reason
+
+
+def _probe(vocabulary: int) -> list[list[Encoded]]:
+    """A few short sequences; those of a tree share their prompt."""
+    found = []
+    for tree in _PROBE:
+        group = []
+        for n, (prompt, completion) in enumerate(tree):
+            ids = [7 * i % vocabulary for i in range(1, prompt + 1)]
+            group.append(Encoded(ids, [(7 * i + 3 + n) % vocabulary for i in range(completion)]))
+        found.append(group)
+    return found
 
 
 def _alone(policy: Any, sequence: Encoded) -> torch.Tensor:
@@ -163,8 +180,16 @@ def _alike(alone: list[torch.Tensor], packed: torch.Tensor, batch: Packed) -> bo
 
 
 def require_positions(policy: Any, longest: int) -> None:
-    """Stop on a sequence longer than the positions a model was made for."""
+    """Stop on a sequence longer than the positions a model was made for.
+
+    Where rotary frequencies change beyond a first limit, that is the limit: a sequence's
+    log-probabilities would depend on what else is in its batch.
+    """
     limit = getattr(policy.config, "max_position_embeddings", None)
+    rope = getattr(policy.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _DYNAMIC_ROPE:
+        first = getattr(policy.config, "original_max_position_embeddings", None)
+        limit = first or rope.get("original_max_position_embeddings") or limit
     if limit is not None and longest > limit:
         raise UserError(
             f"a sequence of {longest} tokens is longer than the {limit} positions of the model; "

@@ -138,6 +138,7 @@ def _choose(label: str, fingerprint: str, modules: Modules) -> int:
         shutil.rmtree(left, ignore_errors=True)
     for path in _all(label):
         if not _may_be_of(path, fingerprint):
+            print(f"{label}: removed checkpoint {path.name}, of other inputs or code", flush=True)
             _remove(path)
     found = _all(label)
     while found:

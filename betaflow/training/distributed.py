@@ -34,12 +34,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait for every rank."""
-    if _together():
-        distributed.barrier()
-
-
 def any_rank(flag: bool) -> bool:
     """Whether any rank's flag is set; every rank hears the same."""
     if not _together():

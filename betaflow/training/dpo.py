@@ -13,7 +13,7 @@ from betaflow.errors import UserError
 from betaflow.objectives.dpo import DPOLoss, dpo_loss, gradient_weight
 from betaflow.policy.loading import autocast
 from betaflow.policy.scorer import Scorer
-from betaflow.training import loop
+from betaflow.training import checkpoints, loop
 from betaflow.training.distributed import every_rank, rank, world
 from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
 from betaflow.training.shares import share
@@ -122,7 +122,14 @@ def train_dpo(
             pairs.ids[i] for i in loop.batch_indices(count, settings.batch_size, seed, step)
         ],
     )
-    return trained, evaluate(scorer, held_out, settings, beta, precision)
+    try:
+        return trained, evaluate(scorer, held_out, settings, beta, precision)
+    except loop.NotFinite as error:
+        raise UserError(
+            f"{label}: {error} on the held-out pairs {', '.join(error.items[:8])} after the last "
+            f"step, with the weights of {checkpoints.newest(label)}; look at those pairs, or lower "
+            "the learning rate"
+        ) from None
 
 
 def _accumulate(

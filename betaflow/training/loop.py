@@ -133,6 +133,8 @@ def fit(
             if due or ended or best_step(metrics, best_of) == step:
                 save()
                 saved = time.monotonic()
+        if distributed.any_rank(bool(heard)):  # heard while the last checkpoint was written
+            raise Stopped(128 + (heard[0] if heard else signal.SIGTERM))
     seconds = before + time.monotonic() - began
     best = best_step(metrics, best_of)
     if len(metrics) < steps:

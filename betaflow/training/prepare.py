@@ -51,7 +51,8 @@ def shard(scorer: Scorer) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for module in (*layers(scorer.policy), scorer):
-        fully_shard(module)
+        # The root too: unsharded after an evaluation, its parameters would not be the optimizer's.
+        fully_shard(module, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         if torch.distributed.get_backend() == "gloo":
             module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]

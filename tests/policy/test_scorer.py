@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
-from betaflow.policy import head
+from betaflow.policy import attention, head
 from betaflow.policy.attention import NAME
 from betaflow.policy.loading import load_policy
 from betaflow.policy.packed import pack, shared_prefix, tree_tokens
@@ -140,8 +140,12 @@ def assert_same_gradients(
         assert float((ours[name] - expected).abs().max()) <= tolerance * scale, name
 
 
+@pytest.mark.parametrize("short", [0, 64])
 @pytest.mark.parametrize("family", PACKED)
-def test_packed_values_and_gradients_are_those_of_each_alone(family: str) -> None:
+def test_packed_values_and_gradients_are_those_of_each_alone(
+    family: str, short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SHORT", short)  # 0: prefix and branches in two calls
     model = make(PACKED[family])
     flat = [sequence for group in groups() for sequence in group]
     weights = torch.randn(len(flat), generator=torch.Generator().manual_seed(1))
@@ -174,7 +178,8 @@ def test_a_model_that_can_t_be_packed_is_found_out_and_computed_padded(family: s
 def test_a_packed_model_is_the_same_as_before_for_every_other_use() -> None:
     for name in ("mistral, window", "gemma2, window and caps", "gpt2"):
         model = make(PACKED[name])
-        ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [3] * 6 + [0] * 6])
+        right, left = [3] * 6 + [0] * 6, [0] * 6 + [3] * 6
+        ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], right, left])
         mask = (ids > 0).long()
         with torch.no_grad():
             before = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
@@ -184,6 +189,41 @@ def test_a_packed_model_is_the_same_as_before_for_every_other_use() -> None:
             after = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
             torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(model(input_ids=ids).logits, unmasked, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_of_any_name_is_off_in_what_is_loaded(tmp_path: Path) -> None:
+    opt = hf.OPTConfig(**SIZE, **SMALL, ffn_dim=64, word_embed_proj_dim=16, **TOKENS)
+    falcon = hf.FalconConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        hidden_dropout=0.1, attention_dropout=0.1,
+    )  # fmt: skip
+    assert opt.dropout > 0
+    for model in (hf.OPTForCausalLM(opt), hf.FalconForCausalLM(falcon)):
+        model.save_pretrained(tmp_path / type(model).__name__)
+        policy = load_policy(tmp_path / type(model).__name__).train()
+        ids = torch.tensor([[5, 6, 7, 8]])
+        assert torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)
+
+
+def test_rotary_frequencies_that_depend_on_the_batch_limit_the_length() -> None:
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
+        "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+    }  # fmt: skip
+    config = hf.LlamaConfig(**GROUPED, rope_parameters=rope)
+    scorer = Scorer(hf.LlamaForCausalLM(config).eval(), pad=0)
+    scorer.batch([[Encoded([3] * 10, [4] * 6)]])
+    with pytest.raises(UserError, match="17 tokens is longer than the 16"):
+        scorer.batch([[Encoded([3] * 10, [4] * 7)]])
+
+
+def test_a_window_that_attention_is_not_told_of_is_found_out() -> None:
+    config = hf.Qwen2MoeConfig(
+        **GROUPED, moe_intermediate_size=16, shared_expert_intermediate_size=16, num_experts=2,
+        num_experts_per_tok=1, use_sliding_window=True, sliding_window=8, max_window_layers=0,
+    )  # fmt: skip
+    scorer = Scorer(hf.Qwen2MoeForCausalLM(config), pad=0)
+    assert scorer.reason == "a sliding window that attention is not told of"
 
 
 def test_the_soft_cap_is_kept_by_what_is_loaded(tmp_path: Path) -> None:
@@ -319,7 +359,11 @@ def test_all_sequences_come_back_in_order_and_each_is_computed_once(
         assert sum(seen) == len(flat)
 
 
-def test_bfloat16_is_near_float32_and_gives_float32() -> None:
+@pytest.mark.parametrize("short", [0, 256])
+def test_bfloat16_is_near_float32_and_gives_float32(
+    short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SHORT_HALF", short)
     scorer = Scorer(make(PACKED["llama"]), pad=0)
     flat = [sequence for group in groups() for sequence in group]
     exact, near = (

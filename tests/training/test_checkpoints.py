@@ -248,11 +248,16 @@ def test_where_all_are_damaged_the_run_starts_again(capsys: pytest.CaptureFixtur
     assert list(checkpoints.folder("run").iterdir()) == []
 
 
-def test_checkpoints_of_other_inputs_are_removed_unsaid(capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_of_other_inputs_are_removed_and_it_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     two_checkpoints()
     model, optimizer = start()
     assert checkpoints.resume("run", "b", {"policy": model}, optimizer) is None
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"run: removed checkpoint {step:08d}, of other inputs or code" for step in (1, 2)
+    ]
     assert list(checkpoints.folder("run").iterdir()) == []
 
 

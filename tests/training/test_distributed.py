@@ -164,4 +164,3 @@ def test_a_single_process_is_its_own_group() -> None:
     assert [distributed.from_main(flag) for flag in (True, False)] == [True, False]
     assert distributed.broadcast(7) == 7
     assert torch.equal(distributed.every_rank(tensor)[0], tensor)
-    distributed.barrier()

@@ -16,9 +16,11 @@ from betaflow.config import LoRASettings, Params
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
 from betaflow.objectives.dpo import LOSSES, dpo_loss
-from betaflow.policy.loading import load_policy
+from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.policy.lora import adapters, adapters_off, add_adapters, merge_adapters
 from betaflow.policy.scorer import Scorer, all_sequence_logps
+from betaflow.sampling.engine import Request
+from betaflow.sampling.hf_engine import HFEngine
 from betaflow.training.dpo import ReferencedPairs, train_dpo
 from betaflow.training.prepare import prepare
 from betaflow.training.shares import share
@@ -175,12 +177,25 @@ def test_evaluation_every_n_steps_and_stopping_early_on_the_held_out_loss(
 
 
 def test_looking_at_samples_or_held_out_pairs_changes_nothing(tiny: Path, params: Params) -> None:
+    """Adapters with dropout draw random numbers in training; so do samples."""
     pairs, seen = pairs_of(tiny), []
-    plain, _, _ = train(tiny, pairs, params)
-    looked, _, _ = train(
-        tiny, pairs, params, sample_every=5, eval_every=2, show_samples=seen.append
-    )
-    assert seen == [5, 10]
+    dropout = LORA.model_copy(update={"dropout": 0.2})
+
+    def run(**changes: Any) -> Any:
+        policy = load_policy(tiny)
+        add_adapters(policy, dropout, seed=0)
+        torch.manual_seed(0)
+        engine = HFEngine(policy, load_tokenizer(tiny), 2)
+
+        def show(step: int) -> None:
+            seen.append((step, engine.generate([Request([1, 30], 1.0, n, 5) for n in range(2)])))
+
+        train(tiny, pairs, params, policy=policy, show_samples=show, **changes)
+        return policy
+
+    plain, looked = run(), run(sample_every=5, eval_every=2)
+    assert [step for step, _ in seen] == [5, 10]
+    assert any(completion.token_ids for _, drawn in seen for completion in drawn)
     assert all(torch.equal(weights(looked)[name], w) for name, w in weights(plain).items())
 
 
@@ -250,6 +265,22 @@ def test_lora_trains_adapters_alone_and_exports_one_plain_model(
     plain = Scorer(load_policy(tmp_path / "merged"), pad=0)
     merged = all_sequence_logps(plain, pairs.chosen, budget=200, precision="float32")
     torch.testing.assert_close(merged, tuned, rtol=1e-5, atol=1e-4)
+
+
+def test_adapters_of_a_shared_embedding_are_refused(tiny: Path) -> None:
+    for name in ("lm_head", "embed_tokens"):
+        with pytest.raises(UserError, match="shares"):
+            add_adapters(load_policy(tiny), LORA.model_copy(update={"targets": [name]}), seed=0)
+
+
+def test_held_out_pairs_that_are_not_finite_in_the_end_are_named(
+    tiny: Path, params: Params
+) -> None:
+    pairs = pairs_of(tiny)
+    broken = pairs.reference_rejected.clone()
+    broken[3] = math.nan
+    with pytest.raises(UserError, match=r"eval/loss.*pair-3\b"):
+        train(tiny, pairs, params, held_out=pairs._replace(reference_rejected=broken))
 
 
 def test_adapters_that_fit_no_layer_are_refused(tiny: Path) -> None:
