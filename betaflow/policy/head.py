@@ -41,11 +41,12 @@ class Head(NamedTuple):
 
 
 class _TokenLogps(torch.autograd.Function):
-    """log softmax(cap tanh((W h + b) / cap))[target], with one buffer of logits a chunk.
+    """log softmax(cap tanh((W h + b) / cap))[target], a chunk of logits at a time.
 
-    With few enough positions the log-probabilities of the vocabulary are kept for the backward
-    pass, where softmax - onehot is made of them in place; with more each chunk's are computed
-    again.
+    With few enough positions the vocabulary's log-probabilities are kept for the backward pass,
+    which makes softmax - onehot of them in place. With more, only each position's log-sum-exp is
+    kept, and the backward pass goes over the vocabulary in tiles: each row of the weight's gradient
+    is written once.
     """
 
     @staticmethod
@@ -63,71 +64,75 @@ class _TokenLogps(torch.autograd.Function):
         ctx.cap, ctx.device = cap, device
         rows = max(1, CHUNK // weight.shape[0])
         keep = len(targets) <= rows and any(ctx.needs_input_grad[:3])
-        ctx.rows = rows
-        logps, kept = hidden.new_empty(len(targets), dtype=torch.float32), None
+        logps = hidden.new_empty(len(targets), dtype=torch.float32)
+        normalisers, kept = torch.empty_like(logps), None
         with torch.autocast(device, enabled=False):
             states, matrix = hidden.to(ctx.kind), weight.to(ctx.kind)
             offset = None if bias is None else bias.to(ctx.kind)
             for start in range(0, len(targets), rows):
                 part = slice(start, start + rows)
-                every = _log_softmax(states[part], matrix, offset, cap)
-                logps[part] = every.gather(1, targets[part, None])[:, 0]
-                kept = every if keep else None
-        ctx.save_for_backward(hidden, weight, bias, targets, kept)
+                logits = _logits(states[part], matrix, offset, cap)
+                raw = logits.gather(1, targets[part, None])
+                torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)  # in place
+                found = logits.gather(1, targets[part, None])
+                logps[part], normalisers[part] = found[:, 0], (raw - found)[:, 0]
+                kept = logits if keep else None
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, kept)
         return logps
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, targets, kept = ctx.saved_tensors
-        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
-        found = [
+        hidden, weight, bias, targets, normalisers, kept = ctx.saved_tensors
+        for_hidden, for_weight, for_bias = (
             torch.zeros_like(t, dtype=torch.float32) if wanted else None
-            for t, wanted in ((hidden, for_hidden), (weight, for_weight), (bias, for_bias))
-        ]
+            for t, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        )
+        size = weight.shape[0]
+        tile = size if kept is not None else max(1, CHUNK // max(1, len(targets)))
         with torch.autocast(ctx.device, enabled=False):
-            states, matrix = hidden.to(ctx.kind), weight.to(ctx.kind)
-            offset = None if bias is None else bias.to(ctx.kind)
-            for start in range(0, len(targets), ctx.rows):
-                part = slice(start, start + ctx.rows)
-                h = states[part]
-                every = kept if kept is not None else _log_softmax(h, matrix, offset, ctx.cap)
-                slope = None if ctx.cap is None else _slope(h, matrix, offset, ctx.cap)
-                by = every.exp_().mul_(-gradient[part, None])
-                by.scatter_add_(1, targets[part, None], gradient[part, None])
+            states = hidden.to(ctx.kind)
+            for first in range(0, size, tile):
+                some = slice(first, first + tile)
+                matrix = weight[some].to(ctx.kind)
+                offset = None if bias is None else bias[some].to(ctx.kind)
+                slope, every = None, kept
+                if every is None or ctx.cap is not None:
+                    logits = _logits(states, matrix, offset, ctx.cap)
+                    if ctx.cap is not None:
+                        slope = 1 - (logits / ctx.cap).square()
+                    every = logits.sub_(normalisers[:, None]) if kept is None else kept
+                by = every.exp_().mul_(-gradient[:, None])
+                here = (targets >= first) & (targets < first + tile)
+                by[here, targets[here] - first] += gradient[here]
                 if slope is not None:
                     by.mul_(slope)
-                if found[2] is not None:
-                    found[2] += by.sum(0)
+                if for_bias is not None:
+                    for_bias[some] = by.sum(0)
                 by = by.to(ctx.kind)
-                if found[0] is not None:
-                    found[0][part] = multiply(by, matrix.t())
-                if found[1] is not None:
-                    found[1] += multiply(by.t(), h.t())
-                del by, every  # before the next chunk's
-        grads = [
-            None if g is None else g.to(t.dtype)
-            for g, t in zip(found, (hidden, weight, bias), strict=True)
-        ]
-        return (*grads, None, None)
+                if for_hidden is not None:
+                    for_hidden += multiply(by, matrix.t())
+                if for_weight is not None:
+                    for_weight[some] = multiply(by.t(), states.t())
+                del by, every  # before the next tile's
+        return (
+            *(
+                None if found is None else found.to(of.dtype)
+                for found, of in zip(
+                    (for_hidden, for_weight, for_bias), (hidden, weight, bias), strict=True
+                )
+            ),
+            None,
+            None,
+        )
 
 
-def _log_softmax(
+def _logits(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cap: float | None
 ) -> torch.Tensor:
-    """Log-probabilities of the vocabulary, float32 `(positions, vocabulary)`."""
+    """Logits of (a tile of) the vocabulary, float32 `(positions, vocabulary)`, a new tensor."""
     logits = multiply(hidden, weight, bias).float()
-    if cap is not None:
-        logits.div_(cap).tanh_().mul_(cap)
-    return torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)  # type: ignore[no-any-return]
-
-
-def _slope(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cap: float
-) -> torch.Tensor:
-    """d capped / d logits = 1 - tanh^2(logits / cap), `(positions, vocabulary)`."""
-    logits = multiply(hidden, weight, bias).float()
-    return logits.div_(cap).tanh_().square_().neg_().add_(1)
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 def head_of(model: Any) -> Head | None:
