@@ -24,8 +24,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW, or RMSprop as in the DPO paper's code. The rate is set at every step."""
     if settings.optimizer == "adamw":
-        decay = settings.weight_decay
-        return torch.optim.AdamW(parameters, lr=0.0, eps=eps, weight_decay=decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=0.0, eps=eps, weight_decay=settings.weight_decay)
     return torch.optim.RMSprop(parameters, lr=0.0, weight_decay=settings.weight_decay)
 
 
