@@ -89,7 +89,7 @@ def whole_policy(trained: Any, params: Params, settings: DPOTraining, seed: int)
     return policy
 
 
-def sample_printer(scorer: Any, tokenizer: Any, pairs: ReferencedPairs, settings: Any) -> Any:
+def sample_printer(scorer: Any, tokenizer: Any, pairs: ReferencedPairs) -> Any:
     """Prints what the policy makes of a few held-out prompts, escaped, at T = 1."""
     from betaflow.sampling.engine import Request
     from betaflow.sampling.hf_engine import HFEngine
@@ -136,6 +136,7 @@ def _train(params: Params, settings: DPOTraining, given: argparse.Namespace) -> 
     identity = training_fingerprint("dpo", {**kept, **arm.model_dump()})
     about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
     scorer = prepare(policy, settings, pad=tokenizer.pad_token_id)
+    show = sample_printer(scorer, tokenizer, held_out) if settings.sample_every else None
     with tracking.training_run(params, about) if is_main() else nullcontext(StepLog()) as log:
         trained, figures = train_dpo(
             scorer,
@@ -149,7 +150,7 @@ def _train(params: Params, settings: DPOTraining, given: argparse.Namespace) -> 
             precision=params.model.precision,
             fingerprint=identity,
             on_step=log.step,
-            show_samples=sample_printer(scorer, tokenizer, held_out, settings),
+            show_samples=show,
         )
         model = whole_policy(policy, params, settings, given.seed)
         if is_main():

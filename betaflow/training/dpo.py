@@ -87,7 +87,7 @@ def train_dpo(
     def update(step: int) -> dict[str, float]:
         scorer.train()
         indices = loop.batch_indices(count, settings.batch_size, seed, step)
-        table = _accumulate(scorer, pairs, indices, settings, beta, precision)
+        table = _pass(scorer, pairs, indices, settings, beta, precision, learn=True)
         _require_finite(table, pairs, indices)
         if step == 0:
             require_reference(table, pairs, indices, settings, beta, precision)
@@ -132,37 +132,34 @@ def train_dpo(
         ) from None
 
 
-def _accumulate(
+def _pass(
     scorer: Scorer,
     pairs: ReferencedPairs,
     indices: list[int],
     settings: DPOTraining,
     beta: float,
     precision: str,
+    *,
+    learn: bool,
 ) -> torch.Tensor:
-    """Add the gradient of the pairs' mean loss; return their metrics, `(metrics, pairs)`.
+    """Metrics of some pairs, `(metrics, pairs)`, on the CPU; each process computes its share.
 
-    Each process computes its share of the pairs; gradients are summed over the processes.
+    With `learn` the gradient of the pairs' mean loss is added, summed over the processes.
     """
     found: list[torch.Tensor] = []
     order: list[int] = []
-    for places, counts in share(
-        scorer, pairs.groups(indices), settings.micro_batch_tokens, rank(), world()
-    ):
+    groups = pairs.groups(indices)
+    for places, counts in share(scorer, groups, settings.micro_batch_tokens, rank(), world()):
         members = [indices[place] for place in places]
         with autocast(precision):
-            logps = scorer(scorer.batch(pairs.groups(members)))
+            logps = scorer(scorer.batch([groups[place] for place in places]))
         values = pair_metrics(logps, pairs, members, settings, beta)
-        (values[0].sum() * (1 / len(indices) if counts else 0.0)).backward()
+        if learn:
+            (values[0].sum() * (1 / len(indices) if counts else 0.0)).backward()
         if counts:
             found.append(values.detach())
             order += places
-    return _table(found, order, len(indices))
-
-
-def _table(found: list[torch.Tensor], order: list[int], count: int) -> torch.Tensor:
-    """What all processes found, `(metrics, pairs)`, in the pairs' order, on the CPU."""
-    table = torch.zeros(len(METRICS), count)
+    table = torch.zeros(len(METRICS), len(indices))
     if found:
         table[:, order] = torch.cat(found, dim=1).cpu()  # the one wait for the device in a step
     return torch.stack(every_rank(table)).sum(0)
@@ -177,21 +174,12 @@ def evaluate(
     precision: str,
 ) -> dict[str, float]:
     """Means over held-out pairs of the metrics of a step, under `eval/`."""
-    count = len(pairs.ids)
-    if not count:
+    every = list(range(len(pairs.ids)))
+    if not every:
         return {}
     scorer.eval()
-    found: list[torch.Tensor] = []
-    order: list[int] = []
-    groups = pairs.groups(list(range(count)))
-    for places, counts in share(scorer, groups, settings.micro_batch_tokens, rank(), world()):
-        with autocast(precision):
-            logps = scorer(scorer.batch(pairs.groups(places)))
-        if counts:
-            found.append(pair_metrics(logps, pairs, places, settings, beta))
-            order += places
-    table = _table(found, order, count)
-    _require_finite(table, pairs, list(range(count)), "eval/")
+    table = _pass(scorer, pairs, every, settings, beta, precision, learn=False)
+    _require_finite(table, pairs, every, "eval/")
     return _means(table, "eval/")
 
 
