@@ -1,4 +1,4 @@
-"""The Hugging Face engine: `generate` in batches of like length."""
+"""The Hugging Face engine: draws and scores in batches of like length."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from betaflow.data.tokenise import Encoded, collate
 from betaflow.policy.loading import device, load_policy, load_tokenizer
 from betaflow.policy.logps import by_length, scatter, token_logits
+from betaflow.sampling.decode import Drawn, decode, decodes, generate
 from betaflow.sampling.engine import Completion, Request, Scored
 
 
@@ -37,7 +38,7 @@ class HFEngine:
 
     @torch.inference_mode()
     def generate(self, requests: list[Request]) -> list[Completion]:
-        """Draw in batches of one temperature and budget; a batch is seeded by its requests."""
+        """Draw in batches of one temperature and budget."""
         found: list[Completion | None] = [None] * len(requests)
         kinds: dict[tuple[float, int], list[int]] = {}
         for index, request in enumerate(requests):
@@ -52,46 +53,17 @@ class HFEngine:
         return [completion for completion in found if completion is not None]
 
     def _draw(self, requests: list[Request], temperature: float, budget: int) -> list[Completion]:
-        longest = max(len(r.prompt_ids) for r in requests)
-        pad = self.tokenizer.pad_token_id
-        rows = [[pad] * (longest - len(r.prompt_ids)) + r.prompt_ids for r in requests]
-        mask = [[0] * (longest - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests]
-        how: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        seed = hash(tuple(r.seed for r in requests)) % 2**63
-        devices = [device()] if device().type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            output = self.model.generate(
-                input_ids=torch.tensor(rows, device=device()),
-                attention_mask=torch.tensor(mask, device=device()),
-                max_new_tokens=budget,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=pad,
-                output_logits=True,
-                return_dict_in_generate=True,
-                **how,
-            )
-        drawn = output.sequences[:, longest:]
-        logps = torch.stack(
-            [
-                torch.log_softmax(logits.float(), -1).gather(-1, drawn[:, t, None]).squeeze(-1)
-                for t, logits in enumerate(output.logits)
-            ],
-            dim=1,
-        )
-        return [
-            self._completion(ids, values) for ids, values in zip(drawn.tolist(), logps, strict=True)
-        ]
+        how = {"temperature": temperature, "budget": budget}
+        tokens = {"eos": self.tokenizer.eos_token_id, "pad": self.tokenizer.pad_token_id}
+        draw = decode if decodes(self.model) else generate
+        prompts, seeds = [r.prompt_ids for r in requests], [r.seed for r in requests]
+        drawn = draw(self.model, prompts, seeds, **how, **tokens)
+        return [self._completion(one) for one in drawn]
 
-    def _completion(self, ids: list[int], logps: torch.Tensor) -> Completion:
-        eos = self.tokenizer.eos_token_id
-        stopped = eos in ids
-        kept = ids[: ids.index(eos) + 1] if stopped else ids
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        logprob = float(logps[: len(kept)].sum())
-        return Completion(kept, text, "stop" if stopped else "length", logprob)
+    def _completion(self, drawn: Drawn) -> Completion:
+        text = self.tokenizer.decode(drawn.token_ids, skip_special_tokens=True)
+        stopped = drawn.token_ids[-1] == self.tokenizer.eos_token_id
+        return Completion(drawn.token_ids, text, "stop" if stopped else "length", drawn.logprob)
 
     @torch.inference_mode()
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Scored]:
