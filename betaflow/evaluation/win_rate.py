@@ -70,7 +70,7 @@ def win_rate(
         return Estimate(rate, 0.0, rate, rate)
     else:
         verdicts = rate * (1 - rate) / error**2
-    low, high = _wilson(rate, verdicts, confidence)
+    low, high = wilson(rate, verdicts, confidence)
     return Estimate(rate, error, low, high)
 
 
@@ -104,7 +104,8 @@ def paired_scores(a: pd.DataFrame, b: pd.DataFrame, score: str) -> pd.DataFrame:
     return left.merge(right, on=KEYS, how="left", sort=False)
 
 
-def _wilson(rate: float, verdicts: float, confidence: float) -> tuple[float, float]:
+def wilson(rate: float, verdicts: float, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a rate over so many independent verdicts (Wilson 1927)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     scale = 1 + z * z / verdicts
     centre = (rate + z * z / (2 * verdicts)) / scale

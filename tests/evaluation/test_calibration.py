@@ -1,0 +1,48 @@
+"""A reward model's held-out figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from betaflow.evaluation.calibration import BINS, calibration
+
+
+def test_by_hand() -> None:
+    found = calibration([2.0, -1.0, 0.0, 3.0])
+    assert found["pairs"] == 4
+    assert found["accuracy"] == pytest.approx(2.5 / 4)
+    losses = [np.log1p(np.exp(-m)) for m in (2.0, -1.0, 0.0, 3.0)]
+    assert found["loss"] == pytest.approx(np.mean(losses))
+    # One pair a bin, by rising confidence: |0|, |-1|, |2|, |3|.
+    assert [b["accuracy"] for b in found["bins"]] == [0.5, 0.0, 1.0, 1.0]
+    sure = [0.5, 0.731059, 0.880797, 0.952574]
+    assert [b["confidence"] for b in found["bins"]] == pytest.approx(sure, abs=1e-6)
+    gaps = [0.0, 0.731059, 0.119203, 0.047426]
+    assert found["expected_calibration_error"] == pytest.approx(np.mean(gaps), abs=1e-6)
+    histogram = found["histogram"]
+    assert sum(histogram["counts"]) == 4
+    assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+    assert (histogram["edges"][0], histogram["edges"][-1]) == (-1.0, 3.0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_labels_drawn_from_the_model_s_own_margins_are_calibrated(temperature: float) -> None:
+    """And margins three times too large are seen to be."""
+    random = np.random.default_rng(0)
+    gaps = random.normal(0, 1.5, 20_000)
+    chosen = np.where(random.random(20_000) < 1 / (1 + np.exp(-gaps)), gaps, -gaps)
+    found = calibration(temperature * chosen)
+    inside = [b["low"] <= b["confidence"] <= b["high"] for b in found["bins"]]
+    if temperature == 1.0:
+        assert sum(inside) >= BINS - 1
+        assert found["expected_calibration_error"] < 0.015
+    else:
+        assert sum(inside) <= 1
+        assert found["expected_calibration_error"] > 0.1
+
+
+@pytest.mark.parametrize("margins", [[], [1.0, float("nan")], [[1.0]]])
+def test_what_has_no_answer_is_refused(margins: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        calibration(margins)
