@@ -7,7 +7,10 @@ temperature of the draw.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Request(NamedTuple):
@@ -47,6 +50,19 @@ class Engine(Protocol):
 
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Scored]:
         """Score each (context, continuation) of token ids; a context has at least one token."""
+
+
+@runtime_checkable
+class HoldsWeights(Protocol):
+    """An engine with weights of its own; one without draws from the very model in training."""
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Take over `model`'s weights: from here on draws and scores are of `model` as it is now.
+
+        `model` is of the architecture and sizes that the engine was opened with; its precision
+        may differ. It must be called again after each change of `model`: use `hand_over`, which
+        checks that the weights arrived.
+        """
 
 
 def open_engine(

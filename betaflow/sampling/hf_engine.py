@@ -53,11 +53,16 @@ class HFEngine:
         return [completion for completion in found if completion is not None]
 
     def _draw(self, requests: list[Request], temperature: float, budget: int) -> list[Completion]:
-        how = {"temperature": temperature, "budget": budget}
-        tokens = {"eos": self.tokenizer.eos_token_id, "pad": self.tokenizer.pad_token_id}
         draw = decode if decodes(self.model) else generate
-        prompts, seeds = [r.prompt_ids for r in requests], [r.seed for r in requests]
-        drawn = draw(self.model, prompts, seeds, **how, **tokens)
+        drawn = draw(
+            self.model,
+            [r.prompt_ids for r in requests],
+            [r.seed for r in requests],
+            temperature=temperature,
+            budget=budget,
+            eos=self.tokenizer.eos_token_id,
+            pad=self.tokenizer.pad_token_id,
+        )
         return [self._completion(one) for one in drawn]
 
     def _completion(self, drawn: Drawn) -> Completion:

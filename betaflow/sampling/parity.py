@@ -39,7 +39,7 @@ def require_parity(
         raise UserError(
             f"{what}: the engine's log-probabilities differ from Hugging Face's by up to {gap:.2e} "
             f"nats a token (allowed: {tolerance:.0e}). The engine may have loaded other weights, "
-            "or computes in another precision: raise sample.logprob_tolerance only if you know why."
+            "or computes in another precision: raise logprob_tolerance only if you know why."
         )
     return gap
 

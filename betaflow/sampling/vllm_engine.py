@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
 from betaflow.errors import UserError
-from betaflow.policy.loading import load_tokenizer
+from betaflow.policy.loading import device, load_tokenizer
 from betaflow.sampling.engine import Completion, Request, Scored
 
 
@@ -31,24 +38,35 @@ class VLLMEngine:
                 f"vLLM is not installed here ({error}); install the `cpu` or `gpu` extra, or set "
                 "`engine: hf` in params.yaml to sample with transformers"
             ) from error
-        import torch
-
         on_gpu = torch.cuda.is_available()
         self.tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-        self.llm = LLM(
-            model=str(path),
-            tokenizer=str(path),
-            dtype=precision,
-            gpu_memory_utilization=0.5,
-            generation_config="vllm",
-            use_tqdm_on_load=False,
-            enforce_eager=not on_gpu,
-            disable_log_stats=True,
-            enable_prefix_caching=False,
-            trust_remote_code=trust_remote_code,
-            max_num_seqs=256,
-        )
+        with _random_state_kept():
+            self.llm = LLM(
+                model=str(path),
+                tokenizer=str(path),
+                dtype=precision,
+                gpu_memory_utilization=0.5,
+                generation_config="vllm",
+                use_tqdm_on_load=False,
+                enforce_eager=not on_gpu,
+                disable_log_stats=True,
+                enable_prefix_caching=False,  # it would outlive the weights it was made with
+                trust_remote_code=trust_remote_code,
+                max_num_seqs=256,
+            )
         self.max_length = int(self.llm.llm_engine.model_config.max_model_len)
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Take over `model`'s weights as they are now, within this process: no file is written.
+
+        Each layer's weights are loaded and processed as at the start and copied to where the
+        old ones lay, which a CUDA graph remembers. Extra memory: about one layer, and on a CPU
+        its packed copies.
+        """
+        self.llm.collective_rpc(
+            "reload_weights", kwargs={"weights_iterator": _checkpoint(model).items()}
+        )
+        self.llm.apply_model(_pack_embeddings)
 
     def generate(self, requests: list[Request]) -> list[Completion]:
         """Draw with a seed a request: the order of the requests does not matter."""
@@ -86,7 +104,8 @@ class VLLMEngine:
         if not prompts:
             return []
         tokens: Any = [{"prompt_token_ids": ids} for ids in prompts]
-        outputs: list[Any] = self.llm.generate(tokens, params, use_tqdm=False)
+        with _random_state_kept():
+            outputs: list[Any] = self.llm.generate(tokens, params, use_tqdm=False)
         return outputs
 
     def _completion(self, output: Any) -> Completion:
@@ -101,6 +120,38 @@ def _scored(logprobs: list[Any], context: list[int], continuation: list[int]) ->
         step[token] for step, token in zip(logprobs[len(context) :], continuation, strict=True)
     ]
     return Scored(sum(f.logprob for f in found), all(f.rank == 1 for f in found))
+
+
+def _checkpoint(model: Any) -> dict[str, torch.Tensor]:
+    """The weights under the names and in the shapes that `save_pretrained` writes."""
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    plain = remove_tied_weights_from_state_dict(model.state_dict(), model)
+    found: dict[str, torch.Tensor] = revert_weight_conversion(model, plain)
+    return found
+
+
+def _pack_embeddings(model: nn.Module) -> None:
+    # On a CPU vLLM multiplies by a packed copy. An output layer that shares the embedding's
+    # weight gets none of its own in a reload, so its copy would stay the old one.
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for layer in model.modules():
+        if isinstance(layer, VocabParallelEmbedding):
+            layer.quant_method.process_weights_after_loading(layer)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    # vLLM seeds every generator of the process as it starts, and on a CPU draws from torch's.
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device()] if device().type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 def _environment(threads: int) -> None:
