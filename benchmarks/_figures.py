@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from _measure import GIB
@@ -92,10 +93,10 @@ ROWS = (
 )
 
 
-def show(table: dict[str, dict[str, Any]]) -> None:
-    """Print the table, one column a side."""
+def show(table: dict[str, dict[str, Any]], rows: Sequence[tuple[str, str, str]] = ROWS) -> None:
+    """Print the table, one column a side; a row is its title, its key and its format."""
     print(f"{'':36}" + "".join(f"{side:>15}" for side in table))
-    for title, key, form in ROWS:
+    for title, key, form in rows:
         if any(key in side for side in table.values()):
             cells = (form.format(side[key]) if key in side else "" for side in table.values())
             print(f"{title:36}" + "".join(f"{cell:>15}" for cell in cells))

@@ -35,7 +35,7 @@ def train(job: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, Any]:
     from betaflow.data.tokenise import encode
     from betaflow.policy.loading import load_policy, load_tokenizer
     from betaflow.policy.scorer import all_sequence_logps
-    from betaflow.training.dpo import ReferencedPairs, train_dpo
+    from betaflow.training.dpo import ReferencedPairs, dpo_objective, train_dpo
     from betaflow.training.prepare import prepare
 
     tokenizer = load_tokenizer(job["model"])
@@ -78,7 +78,7 @@ def train(job: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, Any]:
         ReferencedPairs([], [], [], logps[:0], logps[:0]),
         settings,
         label="benchmark",
-        beta=job["beta"],
+        objective=dpo_objective(settings, job["beta"]),
         peak_rate=job["learning_rate"],
         seed=job["seed"],
         precision=precision,
