@@ -7,6 +7,7 @@ message that names the key (`UserError`), before anything runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +24,19 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
 # A grid value keeps the type YAML gave it, so that `1` and `1.0` name their arm as DVC does.
 GridNumber = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
+GridNumberOrZero = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
 
+PairMethod = Literal["dpo", "ipo", "slic"]  # arms of stage `dpo`
+PPOMethod = Literal["ppo", "ppo_gt"]  # arms of stage `ppo`
+Scorer = Literal["reward_model", "gold"]
+ModelMethod = Literal["sft", PairMethod, "preferred_ft", "unlikelihood", PPOMethod]
+Method = Literal[ModelMethod, "best_of_n"]
+STAGES: dict[str, str] = {  # the stage that trains a method, where its name is not the method's
+    "ipo": "dpo",
+    "slic": "dpo",
+    "preferred_ft": "unlikelihood",
+    "ppo_gt": "ppo",
+}
 
 Truncation = Literal["drop", "keep_start", "keep_end"]
 
@@ -172,17 +185,46 @@ class ReferenceSettings(Section):
 class Grid(Section):
     """Every combination is one arm."""
 
+    @model_validator(mode="after")
+    def _unique(self) -> Grid:
+        for name, values in self:
+            if len(set(values)) != len(values):
+                raise ValueError(f"`{name}` lists a value twice")
+        return self
+
+
+class DPOGrid(Grid):
+    """The arms of stage `dpo`; each method's loss is that of `DPOTraining.of`."""
+
+    method: Annotated[list[PairMethod], Field(min_length=1)]
     beta: Annotated[list[GridNumber], Field(min_length=1)]
     learning_rate: Annotated[list[GridNumber], Field(min_length=1)]
     seed: Annotated[list[int], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _unique(self) -> Grid:
-        for name in ("beta", "learning_rate", "seed"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"`{name}` lists a value twice")
-        return self
+
+class UnlikelihoodGrid(Grid):
+    """The arms of stage `unlikelihood`: none where a list is empty."""
+
+    alpha: list[GridNumberOrZero]
+    learning_rate: list[GridNumber]
+    seed: list[int]
+
+
+class PPOGrid(Grid):
+    """The arms of stage `ppo`."""
+
+    method: Annotated[list[PPOMethod], Field(min_length=1)]
+    beta: Annotated[list[GridNumber], Field(min_length=1)]
+    target_kl: Annotated[list[GridNumberOrZero], Field(min_length=1)]
+    learning_rate: Annotated[list[GridNumber], Field(min_length=1)]
+    seed: Annotated[list[int], Field(min_length=1)]
+
+
+class BestOfNGrid(Grid):
+    """The Best-of-N arms: none where a list is empty."""
+
+    scorer: list[Scorer]
+    n: list[Count]
 
 
 class LoRASettings(Section):
@@ -226,12 +268,26 @@ class DPOTraining(OptimisationSettings):
             raise ValueError("`patience` counts evaluations: set `eval_every` too")
         return self
 
+    def of(self, method: PairMethod) -> DPOTraining:
+        """These settings with the method's loss: for IPO and SLiC as published, without options."""
+        if method == "dpo":
+            return self
+        losses: dict[str, LossName] = {"ipo": "ipo", "slic": "hinge"}
+        plain = {"label_smoothing": 0.0, "length_normalised": False, "margin": 0.0}
+        return self.model_copy(update={"loss": losses[method], **plain})
+
 
 class DPOSettings(Section):
-    """The DPO arms."""
+    """The DPO arms, and those of the losses that the paper compares it with."""
 
-    grid: Grid
+    grid: DPOGrid
     training: DPOTraining
+
+
+class UnlikelihoodSettings(Section):
+    """Preferred-FT and Unlikelihood arms, trained as `dpo.training` says."""
+
+    grid: UnlikelihoodGrid
 
 
 class RewardSettings(OptimisationSettings):
@@ -257,13 +313,45 @@ class PPOTraining(OptimisationSettings):
     lam: Annotated[float, Field(ge=0, le=1)]
     missing_eos_penalty: NonNegative
     critic_warmup: Annotated[int, Field(ge=0)]
+    engine: Literal["vllm", "hf"]
+    logprob_tolerance: Positive
+    minibatches: Count
+    kl_horizon: Count
+    whiten_rewards: bool
+
+    @model_validator(mode="after")
+    def _enough_episodes(self) -> PPOTraining:
+        if self.minibatches > self.batch_size:
+            raise ValueError(f"`minibatches` is more than the {self.batch_size} of `batch_size`")
+        return self
 
 
 class PPOSettings(Section):
     """The PPO arms."""
 
-    grid: Grid
+    grid: PPOGrid
     training: PPOTraining
+
+
+class CurveSettings(Section):
+    """Gold reward and KL of held-out prompts while an arm trains."""
+
+    points: Annotated[int, Field(ge=0)]
+    prompts: Count
+    draws: Count
+
+
+class OptimumSettings(Section):
+    """Many draws of the reference, for the closed-form optimum and Best-of-N."""
+
+    samples: Annotated[int, Field(ge=0)]
+    minimum_ess: Positive
+
+
+class BestOfNSettings(Section):
+    """The Best-of-N arms: the best of n draws of the reference, by a scorer."""
+
+    grid: BestOfNGrid
 
 
 class SampleSettings(Section):
@@ -313,7 +401,7 @@ class PromotionSettings(Section):
 
     metric: str
     temperature: NonNegative
-    methods: Annotated[list[Literal["sft", "dpo", "ppo"]], Field(min_length=1)]
+    methods: Annotated[list[ModelMethod], Field(min_length=1)]
 
 
 class Params(BaseModel):
@@ -328,8 +416,12 @@ class Params(BaseModel):
     pairs: PairsSettings
     reference: ReferenceSettings
     dpo: DPOSettings
+    unlikelihood: UnlikelihoodSettings
     reward: RewardSettings
     ppo: PPOSettings
+    curve: CurveSettings
+    optimum: OptimumSettings
+    best_of_n: BestOfNSettings
     sample: SampleSettings
     benchmark: BenchmarkSettings
     compare: CompareSettings
@@ -338,7 +430,8 @@ class Params(BaseModel):
     @model_validator(mode="after")
     def _vllm_can_run_it(self) -> Params:
         scratch = self.model.scratch if self.model.base == "scratch" else None
-        engines = (self.pairs.engine, self.sample.engine, self.benchmark.engine)
+        stages = (self.pairs, self.ppo.training, self.sample, self.benchmark)
+        engines = [stage.engine for stage in stages]
         if scratch and "vllm" in engines and (scratch.hidden // scratch.heads) % 32:
             raise ValueError(
                 "vLLM's attention on a CPU wants heads of a multiple of 32: change "
@@ -399,37 +492,107 @@ class Params(BaseModel):
             raise ValueError("the embedded world has no human pairs; use pairs.source 'sampled'")
         return self
 
+    @model_validator(mode="after")
+    def _gold_reward_exists(self) -> Params:
+        if self.data.source == "world":
+            return self
+        if "ppo_gt" in self.ppo.grid.method:
+            raise ValueError("ppo.grid.method: ppo_gt is of the embedded world alone (gold reward)")
+        if "gold" in self.best_of_n.grid.scorer:
+            raise ValueError("best_of_n.grid.scorer: gold is of the embedded world alone")
+        return self
+
+    @model_validator(mode="after")
+    def _draws_suffice(self) -> Params:
+        draws, most = self.optimum.samples, max(self.best_of_n.grid.n, default=0)
+        if 0 < draws < self.optimum.minimum_ess:
+            raise ValueError(
+                f"optimum.samples: {draws} draws can't have an effective sample size of "
+                "optimum.minimum_ess; draw more, or 0 for no optimum"
+            )
+        if most * len(self.sample.seeds) > draws:
+            raise ValueError(
+                f"best_of_n.grid.n: the best of {most} is chosen among fresh draws for each of "
+                f"the {len(self.sample.seeds)} sample.seeds, of optimum.samples, which is {draws}"
+            )
+        return self
+
 
 class Arm(BaseModel):
-    """One trained policy: a method and its point in the grid (None for SFT)."""
+    """One policy that is compared: a method and its point in the grid; None: not of the method."""
 
     model_config = ConfigDict(frozen=True)
 
-    method: Literal["sft", "dpo", "ppo"]
-    beta: GridNumber | None = None
+    method: Method
+    beta: GridNumber | None = None  # strength of the KL constraint
+    alpha: GridNumberOrZero | None = None  # weight of the unlikelihood term
+    target_kl: GridNumberOrZero | None = None  # nats a completion; 0: beta is fixed
+    n: Count | None = None  # draws that the best is chosen among
+    scorer: Scorer | None = None  # what chooses it
     learning_rate: GridNumber | None = None
     seed: int | None = None
 
     @property
+    def stage(self) -> str:
+        """The stage of `dvc.yaml` that makes the arm."""
+        return STAGES.get(self.method, self.method)
+
+    @property
     def name(self) -> str:
         """The arm's name, as `dvc.yaml` writes it in paths: `dpo-b0.1-lr0.001-s0`."""
-        if self.method == "sft":
-            return "sft"
-        return f"{self.method}-b{self.beta}-lr{self.learning_rate}-s{self.seed}"
+        trained = f"lr{self.learning_rate}-s{self.seed}"
+        match self.stage:
+            case "dpo":
+                return f"{self.method}-b{self.beta}-{trained}"
+            case "unlikelihood":
+                return f"unlikelihood-a{self.alpha}-{trained}"
+            case "ppo":
+                return f"{self.method}-b{self.beta}-kl{self.target_kl}-{trained}"
+            case "best_of_n":
+                return f"best_of_n-{self.scorer}-n{self.n}"
+        return self.method
+
+    @property
+    def has_model(self) -> bool:
+        """Whether it is a model, and not a choice among the reference's draws."""
+        return self.method != "best_of_n"
 
     @property
     def model_dir(self) -> Path:
-        """Where the arm's model lies, relative to the workspace."""
-        return Path("out/sft") if self.method == "sft" else Path("out", self.method, self.name)
+        """Where the arm's model lies, relative to the workspace. Raises ValueError without one."""
+        if not self.has_model:
+            raise ValueError(f"{self.name} has no model")
+        return Path("out/sft") if self.method == "sft" else Path("out", self.stage, self.name)
+
+
+def unlikelihood_arm(alpha: int | float, learning_rate: int | float, seed: int) -> Arm:
+    """The arm of stage `unlikelihood` at a point of its grid: at alpha 0 it is Preferred-FT."""
+    method: Method = "unlikelihood" if alpha else "preferred_ft"
+    return Arm(method=method, alpha=alpha, learning_rate=learning_rate, seed=seed)
 
 
 def arms(params: Params) -> list[Arm]:
-    """Every arm of the sweep, SFT first, then DPO and PPO in grid order."""
+    """Every arm of the sweep: SFT, then stage by stage, each in the order of its grid."""
     found = [Arm(method="sft")]
-    for method in ("dpo", "ppo"):
-        grid: Grid = getattr(params, method).grid
-        for beta, rate, seed in product(grid.beta, grid.learning_rate, grid.seed):
-            found.append(Arm(method=method, beta=beta, learning_rate=rate, seed=seed))  # type: ignore[arg-type]
+    found += [Arm(**point) for point in _points(params.dpo.grid)]
+    found += [unlikelihood_arm(**point) for point in _points(params.unlikelihood.grid)]
+    found += [Arm(**point) for point in _points(params.ppo.grid)]
+    found += [Arm(method="best_of_n", **point) for point in _points(params.best_of_n.grid)]
+    return found
+
+
+def _points(grid: Grid) -> list[dict[str, Any]]:
+    """Every combination of a grid's lists, the last list's values varying fastest."""
+    names = list(type(grid).model_fields)
+    return [dict(zip(names, values, strict=True)) for values in product(*(v for _, v in grid))]
+
+
+def trials(sweep: Iterable[Arm]) -> dict[Method, int]:
+    """By method, in the arms' order, its tuning trials: arms that differ in more than the seed."""
+    points = dict.fromkeys(arm.model_copy(update={"seed": None}) for arm in sweep)
+    found: dict[Method, int] = {}
+    for arm in points:
+        found[arm.method] = found.get(arm.method, 0) + 1
     return found
 
 

@@ -19,7 +19,7 @@ from betaflow.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """One node of the graph; `name` is what `dvc repro` calls it, such as `dpo@0.1-0.001-0`.
+    """One node of the graph; `name` is what `dvc repro` calls it, such as `dpo@dpo-0.1-0.001-0`.
 
     It runs in so many `processes`, each of which needs a place (`resource`) of its own.
     """

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from betaflow.config import Arm, Params, arms
+from betaflow.errors import UserError
 
 
 def number(text: str) -> int | float:
@@ -13,18 +18,39 @@ def number(text: str) -> int | float:
         return float(text)
 
 
-def arm_arguments(description: str | None) -> argparse.Namespace:
-    """Parse `--beta`, `--learning-rate` and `--seed`."""
+GRID: dict[str, tuple[Any, str]] = {
+    "method": (str, "one of the grid's methods"),
+    "beta": (number, "strength of the KL constraint"),
+    "alpha": (number, "weight of the rejected completion's likelihood; 0: Preferred-FT"),
+    "target_kl": (number, "nats a completion that an adaptive beta aims at; 0: beta is fixed"),
+    "learning_rate": (number, "peak learning rate"),
+    "seed": (int, "order of the data, and draws"),
+}
+
+
+def grid_arguments(
+    description: str | None, names: Sequence[str], methods: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse a point of a stage's grid, as by `--target-kl` for `target_kl`; all are required.
+
+    Args:
+        methods: what `--method` may be; None: anything.
+    """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--beta", type=number, required=True, help="strength of the KL constraint")
-    parser.add_argument("--learning-rate", type=number, required=True, help="peak learning rate")
-    parser.add_argument("--seed", type=int, required=True, help="order of the data, and draws")
+    for name in names:
+        kind, about = GRID[name]
+        choices = methods if name == "method" else None
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=kind, required=True, choices=choices, help=about)
     return parser.parse_args()
 
 
-def arm_name(description: str | None) -> str:
-    """Parse `--arm`."""
+def model_argument(description: str | None, params: Params) -> Arm:
+    """The arm of the sweep that `--arm` names. Raises `UserError` if there is no such model."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--arm", required=True, help="an arm's name, as in out/arms.json")
-    name: str = parser.parse_args().arm
-    return name
+    name = parser.parse_args().arm
+    found = [arm for arm in arms(params) if arm.name == name and arm.has_model]
+    if not found:
+        raise UserError(f"no arm {name!r} with a model in the sweep; see the grids in params.yaml")
+    return found[0]

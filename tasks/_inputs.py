@@ -7,8 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from betaflow.data.chat import render_prompt
 from betaflow.data.tokenise import Encoded, Limits, cut_pair, encode, encode_prompt
+from betaflow.errors import UserError
 from betaflow.io import read_jsonl
 
 # Settings by which a checkpoint of the same run may differ: how often one is written and how many
@@ -35,6 +38,19 @@ def fingerprint(paths: list[str | Path], settings: Any) -> str:
             with open(file, "rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def stage_fingerprint(stage: str, settings: Any) -> str:
+    """SHA-256 of what `dvc.yaml` says a stage depends on (data and code), and of its settings."""
+    try:
+        stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    except FileNotFoundError:
+        raise UserError("dvc.yaml is missing; run from the repository's root") from None
+    deps = [Path(dep) for dep in stages[stage]["deps"]]
+    missing = [str(dep) for dep in deps if not dep.exists()]
+    if missing:
+        raise UserError(f"{', '.join(missing)} is missing; run `make align` (or `dvc repro`)")
+    return fingerprint(list(deps), without_neutral(settings))
 
 
 def encode_pairs(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from betaflow.config import arms, load_params
+from betaflow.config import load_params
 from betaflow.data.tokenise import Limits
-from betaflow.errors import UserError
 from betaflow.io import LOCAL, read_jsonl, write_json
 from betaflow.sampling.engine import open_engine
 from betaflow.sampling.parity import check_engine
-from tasks._arguments import arm_name
+from tasks._arguments import model_argument
 from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
 
@@ -19,11 +18,14 @@ from tasks._main import run, set_threads
 def main() -> None:
     """Load the arm's model into the engine, check it against Hugging Face, run the tasks."""
     params = load_params()
-    name = arm_name(__doc__)
-    found = [arm for arm in arms(params) if arm.name == name]
-    if not found:
-        raise UserError(f"no arm {name!r} in the sweep; see dpo.grid and ppo.grid in params.yaml")
-    folder, settings = str(found[0].model_dir), params.benchmark
+    arm = model_argument(__doc__, params)
+    name, folder, settings = arm.name, str(arm.model_dir), params.benchmark
+    if not settings.tasks:
+        write_json(
+            f"out/benchmark/{name}.json", {"arm": name, "engine": settings.engine, "results": {}}
+        )
+        print(f"{name}: benchmark.tasks lists none")
+        return
     trust = params.model.trust_remote_code
     set_threads(settings.threads)
     (LOCAL / "tmp").mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 from betaflow.config import Params, arms, load_params
 from betaflow.errors import UserError
 from betaflow.io import atomic_directory, read_json, read_jsonl
-from betaflow.report.build import build, render
+from betaflow.report.build import IDENTITY, build, render
 from tasks import tracking
 from tasks._main import run
 
@@ -33,13 +33,15 @@ def main() -> None:
 def fill_in(params: Params, rows: list[dict[str, Any]]) -> None:
     """Log each arm's final numbers, and whatever of its steps no run holds yet."""
     tracker = tracking.Tracker(params)
-    summaries = [read_json("out/reward/summary.json")]
-    summaries += [read_json(arm.model_dir / "summary.json") for arm in arms(params)]
+    folders = {"reward": Path("out/reward")}
+    folders |= {arm.name: arm.model_dir for arm in arms(params) if arm.has_model}
+    summaries = [read_json(folder / "summary.json") for folder in folders.values()]
+    summaries += [tracking.summary_without_model(arm) for arm in arms(params) if not arm.has_model]
     for about in summaries:
-        folder = _folder(about)
+        folder = folders.get(about["arm"])
         arm_run = tracker.arm_run(about)
         tracker.describe(arm_run, about)
-        steps = read_jsonl(folder / "metrics.jsonl")
+        steps = [] if folder is None else read_jsonl(folder / "metrics.jsonl")
         if int(arm_run.data.tags.get(tracking.TAG + "steps_logged", 0)) < len(steps):
             tracker.log_steps(arm_run, steps)
             tracker.client.set_tag(
@@ -49,25 +51,19 @@ def fill_in(params: Params, rows: list[dict[str, Any]]) -> None:
         final = about["metrics"] | _final(mine, params)
         tracker.log_final(arm_run, final, len(steps))
         tracker.client.set_terminated(arm_run.info.run_id, "FINISHED")
-        if mine:
+        if mine and folder is not None:
             tracker.external_model(arm_run, about, folder)
     _publish(tracker)
 
 
-def _folder(about: dict[str, Any]) -> Path:
-    method = about["method"]
-    return Path("out", method) if method in ("sft", "reward") else Path("out", method, about["arm"])
-
-
 def _final(rows: list[dict[str, Any]], params: Params) -> dict[str, float]:
     """An arm's numbers at the temperature that promotion reads, and at each under its own name."""
-    skipped = {"arm", "method", "beta", "learning_rate", "seed", "temperature"}
     found: dict[str, float] = {}
     for row in rows:
         for key, value in row.items():
-            if key in skipped or value is None:
+            if key in IDENTITY or value is None:
                 continue
-            if row["temperature"] == params.promotion.temperature:
+            if row["temperature"] == params.promotion.temperature or key.startswith("optimum_"):
                 found[key] = value
             if key.startswith(("gold_reward", "reward_model", "win_rate", "completion_tokens")):
                 found[f"{key}_T{row['temperature']:g}"] = value

@@ -1,68 +1,146 @@
-"""Stage `ppo`: one arm of RLHF-PPO against the reward model -> out/ppo/<arm>."""
+"""Stage `ppo`: one arm of RLHF-PPO, on the reward model or the gold reward -> out/ppo/<arm>."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-from betaflow.config import Arm, load_params
+import torch
+
+from betaflow.config import Arm, Params, load_params
+from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
+from betaflow.policy.flops import forward_flops
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
-from betaflow.training.ppo import Models, reference_scale, train_ppo
+from betaflow.policy.rewards import all_sequence_scores
+from betaflow.sampling.engine import open_engine
+from betaflow.sampling.hf_engine import HFEngine
+from betaflow.training.ppo import Models, Reward, Score, reference_scale, train_ppo
 from tasks import tracking
-from tasks._arguments import arm_arguments
-from tasks._inputs import prompt_rows
+from tasks._arguments import grid_arguments
+from tasks._curve import collect, curve_probe
+from tasks._inputs import prompt_rows, stage_fingerprint
 from tasks._main import run, set_threads
-from tasks._training import finish, training_fingerprint
+from tasks._training import finish
+
+GRID = ["method", "beta", "target_kl", "learning_rate", "seed"]
 
 
 def main(arguments: argparse.Namespace | None = None) -> None:
     """Train the arm that the command line names, on labelled and unlabelled prompts."""
     params = load_params()
-    given = arguments or arm_arguments(__doc__)
-    arm = Arm(method="ppo", beta=given.beta, learning_rate=given.learning_rate, seed=given.seed)
-    set_threads(params.ppo.training.threads)
-    trust = params.model.trust_remote_code
+    given = arguments or grid_arguments(__doc__, GRID, ["ppo", "ppo_gt"])
+    arm = Arm(**{name: getattr(given, name) for name in GRID})
+    settings, trust = params.ppo.training, params.model.trust_remote_code
+    set_threads(settings.threads)
     tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
     models = Models(
         policy=load_policy("out/sft", trust_remote_code=trust),
         reference=load_policy("out/sft", trust_remote_code=trust).eval(),
         critic=load_reward_model("out/reward", trust_remote_code=trust),
-        reward=load_reward_model("out/reward", trust_remote_code=trust).eval(),
     )
-    names = ("prompts_train", "prompts_unlabelled")
     longest = params.pairs.max_prompt_tokens
-    prompts = [row["ids"] for name in names for row in prompt_rows(tokenizer, name, longest)]
+    prompts = [
+        row["ids"]
+        for name in ("prompts_train", "prompts_unlabelled")
+        for row in prompt_rows(tokenizer, name, longest)
+    ]
     if not prompts:
         raise UserError("there is no prompt of at most pairs.max_prompt_tokens tokens in out/data")
-    settings = {"training": params.ppo.training.model_dump(), "precision": params.model.precision}
-    identity = training_fingerprint("ppo", {**settings, **arm.model_dump(), "longest": longest})
-    scale = reference_scale(
-        models,
-        tokenizer,
-        prompts,
-        params.ppo.training,
-        seed=given.seed,
-        precision=params.model.precision,
-    )
-    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": settings}
+    kept = {
+        "training": settings.model_dump(),
+        "curve": params.curve.model_dump(),
+        "precision": params.model.precision,
+    }
+    identity = stage_fingerprint("ppo", {**kept, **arm.model_dump(), "longest": longest})
+    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
+    model_score, cost = _model_score(params, tokenizer)
+    score = model_score if arm.method == "ppo" else _gold_score(tokenizer)
+    drawer = HFEngine(models.reference, tokenizer, settings.batch_size)
+    scales = [
+        reference_scale(one, drawer, prompts, settings, seed=given.seed)
+        for one in (model_score, score)
+    ]
+    engine, hand_over = _rollouts(params, models, tokenizer)
     with tracking.training_run(params, about) as log:
-        trained = train_ppo(
+        trained, phases = train_ppo(
             models,
-            tokenizer,
+            Reward(score, scales[1], cost if arm.method == "ppo" else 0.0),
+            scales[0],
+            engine,
             prompts,
-            params.ppo.training,
+            settings,
+            pad=tokenizer.pad_token_id,
             label=arm.name,
             beta=float(given.beta),
+            target_kl=float(given.target_kl),
             peak_rate=float(given.learning_rate),
             seed=given.seed,
-            scale=scale,
             precision=params.model.precision,
             fingerprint=identity,
             on_step=log.step,
+            hand_over=hand_over,
+            probe=curve_probe(
+                params, arm.name, models.policy, models.policy, tokenizer, settings.iterations
+            ),
         )
         last = trained.metrics[-1]
-        figures = {f"last/{key}": last[key] for key in ("reward/score", "reward/kl", "objective")}
-        finish(arm.model_dir, models.policy, tokenizer, trained, figures, about, log)
+        figures = {f"last/{key}": last[key] for key in ("reward/score", "kl", "objective")}
+        finish(
+            arm.model_dir, models.policy, tokenizer, trained, figures, about, log,
+            phases=phases, tables={"curve.parquet": collect(arm.name, trained.metrics)},
+        )  # fmt: skip
+    print("seconds an iteration: " + ", ".join(f"{k} {v:.3f}" for k, v in phases.items()))
+
+
+def _model_score(params: Params, tokenizer: Any) -> tuple[Score, float]:
+    """The reward model's score, and its forward FLOPs a token."""
+    model = load_reward_model("out/reward", trust_remote_code=params.model.trust_remote_code).eval()
+
+    def score(episodes: list[Encoded]) -> torch.Tensor:
+        return all_sequence_scores(
+            model,
+            episodes,
+            pad=tokenizer.pad_token_id,
+            batch_size=params.ppo.training.micro_batch_size,
+            precision=params.model.precision,
+        )
+
+    return score, forward_flops(model)
+
+
+def _gold_score(tokenizer: Any) -> Score:
+    """The embedded world's exact reward of the whole text."""
+    from betaflow.worlds.sentiment import gold_reward
+
+    def score(episodes: list[Encoded]) -> torch.Tensor:
+        texts = tokenizer.batch_decode(
+            [episode.prompt + episode.completion for episode in episodes], skip_special_tokens=True
+        )
+        return torch.tensor([gold_reward(text) for text in texts])
+
+    return score
+
+
+def _rollouts(params: Params, models: Models, tokenizer: Any) -> tuple[Any, Any]:
+    """The engine that draws the episodes, and what gives it the policy's weights."""
+    settings = params.ppo.training
+    if settings.engine == "hf":
+        return HFEngine(models.policy, tokenizer, settings.batch_size), None
+    from betaflow.sampling.handover import hand_over
+
+    engine = open_engine(
+        "vllm",
+        "out/sft",
+        threads=settings.threads,
+        precision=params.model.precision,
+        trust_remote_code=params.model.trust_remote_code,
+    )
+
+    def give(sequences: list[Encoded]) -> None:
+        hand_over(engine, models.policy, sequences, tolerance=settings.logprob_tolerance)
+
+    return engine, give
 
 
 if __name__ == "__main__":

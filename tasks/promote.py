@@ -38,10 +38,10 @@ def choose(params: Params, name: str | None) -> tuple[Arm, float | None]:
         )
     if rules.metric not in next(iter(rows.values())):
         raise UserError(f"promotion.metric {rules.metric!r} is no column of out/compare/table.csv")
-    known = {arm.name: arm for arm in arms(params) if arm.name in rows}
+    known = {arm.name: arm for arm in arms(params) if arm.name in rows and arm.has_model}
     if name is not None:
         if name not in known:
-            raise UserError(f"no arm {name!r} was compared; there are {', '.join(known)}")
+            raise UserError(f"no model {name!r} was compared; there are {', '.join(known)}")
         return known[name], rows[name][rules.metric]
     values = {
         arm.name: rows[arm.name][rules.metric]

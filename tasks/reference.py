@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pandas as pd
 
 from betaflow.config import load_params
 from betaflow.data.tokenise import Limits
-from betaflow.io import atomic_directory, read_jsonl
+from betaflow.io import LOCAL, atomic_directory, read_jsonl, write_json
+from betaflow.policy.flops import forward_flops
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.policy.scorer import Scorer, all_sequence_logps
 from tasks._inputs import encode_pairs
@@ -14,7 +17,11 @@ from tasks._main import run, set_threads
 
 
 def main() -> None:
-    """Write a Parquet file a split: id, and log-probability and tokens of both completions."""
+    """Write a Parquet file a split: id, and log-probability and tokens of both completions.
+
+    `summary.json` has what the training pairs cost, counted as a trainer's tokens are: those of
+    both sequences of every pair, the prompt in each. Wall time is kept outside DVC.
+    """
     params = load_params()
     set_threads(params.reference.threads)
     trust = params.model.trust_remote_code
@@ -25,6 +32,7 @@ def main() -> None:
     with atomic_directory("out/reference") as folder:
         for split in ("train", "eval"):
             rows = read_jsonl(f"out/pairs/{split}.jsonl")
+            began = time.monotonic()
             chosen, rejected = encode_pairs(tokenizer, rows, Limits.of(params.pairs))
             logps = all_sequence_logps(
                 scorer,
@@ -42,7 +50,14 @@ def main() -> None:
                 columns[f"{name}_logps"] = values.tolist()
                 columns[f"{name}_tokens"] = [len(s.completion) for s in side]
             pd.DataFrame(columns).to_parquet(folder / f"{split}.parquet", index=False)
+            if split == "train":
+                seconds = time.monotonic() - began
+                tokens = sum(s.length for s in chosen + rejected)
+                flops = tokens * forward_flops(policy)
+                summary = {"train_tokens": tokens, "train_flops": flops}
+                write_json(folder / "summary.json", summary)
             print(f"{split}: {len(rows)} pairs")
+    write_json(LOCAL / "timings" / "reference.json", {"train_seconds": round(seconds, 2)})
 
 
 if __name__ == "__main__":

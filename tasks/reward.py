@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from betaflow.config import load_params
 from betaflow.data.tokenise import Limits
 from betaflow.io import read_jsonl
 from betaflow.policy.loading import load_reward_model, load_tokenizer
 from betaflow.training.reward import train_reward
 from tasks import tracking
-from tasks._inputs import encode_pairs
+from tasks._inputs import encode_pairs, stage_fingerprint
 from tasks._main import run, set_threads
-from tasks._training import finish, training_fingerprint
+from tasks._training import finish
 
 
 def main() -> None:
-    """Train the reward model; its held-out accuracy goes into `summary.json`."""
+    """Train the reward model; held-out accuracy goes into `summary.json`, margins into a table."""
     params = load_params()
     set_threads(params.reward.threads)
     trust = params.model.trust_remote_code
@@ -22,16 +24,14 @@ def main() -> None:
     tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
     model.config.pad_token_id = tokenizer.pad_token_id
     limits = Limits.of(params.pairs)
-    pairs, held_out = (
-        encode_pairs(tokenizer, read_jsonl(f"out/pairs/{split}.jsonl"), limits)
-        for split in ("train", "eval")
-    )
+    rows = {split: read_jsonl(f"out/pairs/{split}.jsonl") for split in ("train", "eval")}
+    pairs, held_out = (encode_pairs(tokenizer, rows[split], limits) for split in rows)
     settings = {
         "reward": params.reward.model_dump(),
         "pairs": limits._asdict(),
         "precision": params.model.precision,
     }
-    identity = training_fingerprint("reward", settings)
+    identity = stage_fingerprint("reward", settings)
     about = {
         "arm": "reward",
         "method": "reward",
@@ -42,7 +42,7 @@ def main() -> None:
         "settings": settings,
     }
     with tracking.training_run(params, about) as log:
-        trained, figures = train_reward(
+        trained, figures, margins = train_reward(
             model,
             pairs,
             held_out,
@@ -52,7 +52,11 @@ def main() -> None:
             fingerprint=identity,
             on_step=log.step,
         )
-        finish("out/reward", model, tokenizer, trained, figures, about, log)
+        table = pd.DataFrame({"id": [row["id"] for row in rows["eval"]], "margin": margins})
+        finish(
+            "out/reward", model, tokenizer, trained, figures, about, log,
+            tables={"held_out.parquet": table},
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

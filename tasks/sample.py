@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from betaflow.config import Params, arms, load_params
+from betaflow.config import Params, load_params
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
 from betaflow.evaluation.kl import sequence_kl
@@ -15,7 +15,7 @@ from betaflow.policy.loading import load_policy, load_reward_model, load_tokeniz
 from betaflow.policy.rewards import all_sequence_scores
 from betaflow.sampling.engine import Completion, Engine, Request, open_engine
 from betaflow.sampling.parity import release, require_parity
-from tasks._arguments import arm_name
+from tasks._arguments import model_argument
 from tasks._inputs import prompt_rows
 from tasks._main import run, set_threads
 
@@ -25,11 +25,8 @@ BATCH = 64
 def main() -> None:
     """Draw, compare the engine's log-probabilities with Hugging Face's, score, write."""
     params = load_params()
-    name = arm_name(__doc__)
-    found = [arm for arm in arms(params) if arm.name == name]
-    if not found:
-        raise UserError(f"no arm {name!r} in the sweep; see dpo.grid and ppo.grid in params.yaml")
-    folder = str(found[0].model_dir)
+    arm = model_argument(__doc__, params)
+    name, folder = arm.name, str(arm.model_dir)
     settings, trust = params.sample, params.model.trust_remote_code
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     prompts = _prompts(params, tokenizer)

@@ -11,8 +11,9 @@ from betaflow.io import read_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.training.sft import train_sft
 from tasks import tracking
+from tasks._inputs import stage_fingerprint
 from tasks._main import run, set_threads
-from tasks._training import finish, training_fingerprint
+from tasks._training import finish
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
         for name, found in rows.items()
     }
     settings = {"model": params.model.model_dump(), "sft": params.sft.model_dump()}
-    identity = training_fingerprint("sft", settings)
+    identity = stage_fingerprint("sft", settings)
     about: dict[str, Any] = {
         "arm": "sft",
         "method": "sft",

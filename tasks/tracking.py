@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from betaflow.config import Params
+from betaflow.config import Arm, Params
 from betaflow.io import LOCAL
 from tasks._inputs import fingerprint, without_neutral
 
@@ -111,8 +111,7 @@ class Tracker:
         """Log an arm's parameters, its data (`mlflow.data`) and the DVC hashes of its inputs."""
         from mlflow.entities import Param, RunTag
 
-        names = ("beta", "learning_rate", "seed", "method")
-        values = {name: about[name] for name in names if about.get(name) is not None}
+        values = {name: about[name] for name in Arm.model_fields if about.get(name) is not None}
         values |= flatten(without_neutral(about["settings"]))  # MLflow keeps a run's first
         self.client.log_batch(
             run.info.run_id,
@@ -166,6 +165,13 @@ class Tracker:
         self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
+def summary_without_model(arm: Arm) -> dict[str, Any]:
+    """What stands for the summary of an arm that nothing trained: it is known by its samples."""
+    point = arm.model_dump()
+    identity = fingerprint([f"out/samples/{arm.name}.parquet"], point)
+    return {"arm": arm.name, **point, "fingerprint": identity, "settings": {}, "metrics": {}}
+
+
 def _artifacts() -> str | None:
     # A server has its own store; the embedded default keeps artifacts in the workspace.
     return Path("mlartifacts").resolve().as_uri() if uri().startswith("sqlite") else None
@@ -197,7 +203,7 @@ def dvc_hashes() -> dict[str, str]:
 def _dataset(method: str) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    path = "out/data" if method == "sft" else "out/pairs"
+    path = "out/data" if method in ("sft", "best_of_n") else "out/pairs"
     digest = dvc_hashes().get(path, "unknown").removesuffix(".dir")
     dataset = Dataset(path, digest, source_type="local", source=json.dumps({"uri": path}))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from betaflow.config import Params, arms, load_params, parse_params
+from betaflow.config import Arm, Params, arms, load_params, parse_params, trials
 from betaflow.errors import UserError
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        values = values[part]
+    values[last] = value
 
 
 @pytest.fixture
@@ -54,18 +61,105 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("pairs.pairs_per_prompt", 7, "pairs: 4 samples make 6 pairs at most"),
         ("model.scratch.heads", 3, "model.scratch: `hidden` must be"),
         ("model.scratch.hidden", 64, "vLLM's attention on a CPU"),
+        ("dpo.grid.method", ["ppo"], "dpo.grid.method.0:"),
+        ("ppo.grid.target_kl", [-1], "ppo.grid.target_kl.0:"),
+        ("ppo.grid.method", [], "ppo.grid.method: must list at least one value"),
+        ("ppo.training.minibatches", 97, "`minibatches` is more than the 96 of `batch_size`"),
+        ("unlikelihood.grid.alpha", [-0.1], "unlikelihood.grid.alpha.0:"),
+        ("unlikelihood.grid.alpha", [0, 0.0], "unlikelihood.grid: `alpha` lists a value twice"),
+        ("best_of_n.grid.n", [0], "best_of_n.grid.n.0:"),
+        ("best_of_n.grid.n", [4], "the best of 4 is chosen among fresh draws for each of the 2"),
+        ("optimum.samples", 29, "optimum.samples: 29 draws can't have an effective sample size"),
+        ("promotion.methods", ["best_of_n"], "promotion.methods.0"),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], key: str, value: Any, message: str) -> None:
-    section = values
-    *path, last = key.split(".")
-    for part in path:
-        section = section[part]
-    section[last] = value
+    put(values, key, value)
     with pytest.raises(UserError) as error:
         parse_params(values)
     assert message in str(error.value)
     assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("stage", ["pairs", "ppo.training", "sample", "benchmark"])
+def test_every_engine_of_vllms_wants_heads_that_it_can_run(
+    values: dict[str, Any], stage: str
+) -> None:
+    put(values, "model.scratch.hidden", 64)
+    for other in ("pairs", "ppo.training", "sample", "benchmark"):
+        put(values, f"{other}.engine", "vllm" if other == stage else "hf")
+    with pytest.raises(UserError, match="vLLM's attention on a CPU"):
+        parse_params(values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ppo.grid.method", ["ppo", "ppo_gt"], "ppo_gt is of the embedded world alone"),
+        ("best_of_n.grid.scorer", ["gold"], "gold is of the embedded world alone"),
+    ],
+)
+def test_the_gold_reward_is_of_the_embedded_world(
+    repository: Path, key: str, value: Any, message: str
+) -> None:
+    human = yaml.safe_load((repository / "presets" / "hh-sample.yaml").read_text())
+    put(human, key, value)
+    with pytest.raises(UserError, match=message):
+        parse_params(human)
+
+
+def test_ipo_and_slic_are_as_published_and_dpo_as_set(values: dict[str, Any]) -> None:
+    for key, value in {
+        "label_smoothing": 0.1,
+        "length_normalised": True,
+        "sft_weight": 0.5,
+    }.items():
+        put(values, f"dpo.training.{key}", value)
+    training = parse_params(values).dpo.training
+    assert training.of("dpo") is training
+    for method, loss in (("ipo", "ipo"), ("slic", "hinge")):
+        found = training.of(method)  # type: ignore[arg-type]
+        assert (found.loss, found.label_smoothing, found.length_normalised) == (loss, 0.0, False)
+        assert (found.sft_weight, found.batch_size) == (0.5, training.batch_size)
+
+
+def test_alpha_0_is_preferred_ft_and_an_empty_list_leaves_a_method_out(
+    values: dict[str, Any],
+) -> None:
+    assert {arm.stage for arm in arms(parse_params(values))} == {"sft", "dpo", "ppo"}
+    put(values, "unlikelihood.grid.alpha", [0, 0.5])
+    put(values, "best_of_n.grid.n", [1, 16])
+    put(values, "optimum.samples", 31)  # one too few for two seeds of 16
+    with pytest.raises(UserError, match="which is 31"):
+        parse_params(values)
+    put(values, "optimum.samples", 32)
+    sweep = arms(parse_params(values))
+    assert [(arm.method, arm.name) for arm in sweep if arm.stage == "unlikelihood"] == [
+        ("preferred_ft", "unlikelihood-a0-lr0.0003-s0"),
+        ("unlikelihood", "unlikelihood-a0.5-lr0.0003-s0"),
+    ]
+    chosen = [arm for arm in sweep if not arm.has_model]
+    assert [arm.name for arm in chosen] == [
+        "best_of_n-reward_model-n1",
+        "best_of_n-reward_model-n16",
+        "best_of_n-gold-n1",
+        "best_of_n-gold-n16",
+    ]
+    with pytest.raises(ValueError, match="has no model"):
+        assert chosen[0].model_dir
+    put(values, "unlikelihood.grid.seed", [])
+    assert all(arm.stage != "unlikelihood" for arm in arms(parse_params(values)))
+
+
+def test_seeds_are_no_tuning_trials() -> None:
+    sweep = [
+        Arm(method="dpo", beta=beta, learning_rate=rate, seed=seed)
+        for beta in (0.1, 1.0)
+        for rate in (1e-6, 1e-5, 1e-4)
+        for seed in (0, 1)
+    ]
+    sweep += [Arm(method="ppo", beta=0.1, target_kl=kl, seed=0) for kl in (0, 6)]
+    assert trials(sweep) == {"dpo": 6, "ppo": 2}
 
 
 def test_every_wrong_key_is_in_the_one_message(values: dict[str, Any]) -> None:
@@ -93,11 +187,11 @@ def test_arms_are_named_as_dvc_names_their_outputs(
 ) -> None:
     from dvc.repo import Repo
 
-    values["dpo"]["grid"] = {
-        "beta": [0.1, 1, 2.0],
-        "learning_rate": [1.0e-6, 0.001],
-        "seed": [0, 3],
-    }
+    trained = {"learning_rate": [1.0e-6, 0.001], "seed": [0, 3]}
+    values["dpo"]["grid"] = {"method": ["dpo", "ipo", "slic"], "beta": [0.1, 1, 2.0], **trained}
+    values["unlikelihood"]["grid"] = {"alpha": [0, 0.05, 1.0], **trained}
+    ppo = {"method": ["ppo", "ppo_gt"], "beta": [0.1, 1], "target_kl": [0, 0.5, 6.0]}
+    values["ppo"]["grid"] = {**ppo, **trained}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "dvc.yaml").write_text((repository / "dvc.yaml").read_text())
     Repo.init(str(tmp_path), no_scm=True)
@@ -107,7 +201,7 @@ def test_arms_are_named_as_dvc_names_their_outputs(
         for out in stage.outs
     }
     sweep = arms(load_params(tmp_path / "params.yaml"))
-    assert len(sweep) == 1 + 3 * 2 * 2 + 1
+    assert len(sweep) == len({arm.name for arm in sweep}) == 1 + (3 * 3 + 3 + 2 * 2 * 3) * 4
     for arm, (folder, ending) in product(sweep, [("samples", "parquet"), ("benchmark", "json")]):
         assert f"out/{folder}/{arm.name}.{ending}" in found
     assert {str(arm.model_dir) for arm in sweep} <= found

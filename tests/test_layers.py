@@ -23,7 +23,7 @@ from betaflow.evaluation.win_rate import win_rate
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.sampling.engine import Request, open_engine
 from betaflow.training import ppo, reward, sft
-from betaflow.training.dpo import ReferencedPairs, train_dpo
+from betaflow.training.dpo import ReferencedPairs, dpo_objective, train_dpo
 settings = SimpleNamespace(
     epochs=1.0, batch_size=2, micro_batch_tokens=8, optimizer="rmsprop", schedule="constant",
     warmup_steps=1, weight_decay=0.0, max_grad_norm=1.0, checkpoint_seconds=60.0,
@@ -38,8 +38,9 @@ from betaflow.training.prepare import prepare
 scorer = prepare(policy, settings, pad=0)
 logps = [all_sequence_logps(scorer, s, budget=8, precision="float32") for s in (chosen, rejected)]
 pairs = ReferencedPairs(["a", "b"], chosen, rejected, *logps)
-trained, figures = train_dpo(scorer, pairs, pairs, settings, label="lone", beta=0.1, peak_rate=1e-3,
-    seed=0, precision="float32", fingerprint="x")
+trained, figures = train_dpo(scorer, pairs, pairs, settings, label="lone",
+    objective=dpo_objective(settings, 0.1), peak_rate=1e-3, seed=0, precision="float32",
+    fingerprint="x")
 engine = open_engine("hf", folder, threads=1)
 engine.generate([Request([1, 30], 1.0, 0, 4)])
 print("fine", trained.metrics[0]["loss"])

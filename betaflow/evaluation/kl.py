@@ -9,7 +9,7 @@ from torch import nn
 
 from betaflow.data.tokenise import Batch, Encoded, collate
 from betaflow.policy.loading import autocast, device
-from betaflow.policy.logps import by_length, scatter, token_logits
+from betaflow.policy.logps import by_length, token_statistics
 
 
 class SequenceKL(NamedTuple):
@@ -27,19 +27,8 @@ class SequenceKL(NamedTuple):
 
 def batch_kl(policy: nn.Module, reference: nn.Module, batch: Batch) -> SequenceKL:
     """`SequenceKL` of one batch."""
-    logits, targets = token_logits(policy, batch)
-    ours = torch.log_softmax(logits, -1)
-    theirs = torch.log_softmax(token_logits(reference, batch)[0], -1)
-    mask = batch.completion_mask[:, 1:]
-
-    def total(values: torch.Tensor) -> torch.Tensor:
-        return scatter(values, mask).sum(-1)
-
-    def taken(distribution: torch.Tensor) -> torch.Tensor:
-        return distribution.gather(-1, targets[:, None]).squeeze(-1)
-
-    kl = (ours.exp() * (ours - theirs)).sum(-1)
-    return SequenceKL(total(kl), total(taken(ours)), total(taken(theirs)))
+    tokens = token_statistics(policy, reference, batch)
+    return SequenceKL(*(t.sum(-1) for t in (tokens.kl, tokens.logps, tokens.reference_logps)))
 
 
 @torch.no_grad()

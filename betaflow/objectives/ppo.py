@@ -11,12 +11,19 @@ import torch
 
 
 class PPOLoss(NamedTuple):
-    """Scalars: the two losses, and two figures of how far the policy moved."""
+    """Scalars: the two losses, and figures of how far policy and critic moved.
+
+    `approx_kl` is k3 of the step's own policies, (ratio - 1) - log ratio (Schulman 2020), nats a
+    token; `ratio` the mean probability ratio; the fractions are of tokens whose ratio, or change
+    of value, lies beyond the clipping range.
+    """
 
     policy: torch.Tensor
     value: torch.Tensor
     clip_fraction: torch.Tensor
+    value_clip_fraction: torch.Tensor
     approx_kl: torch.Tensor
+    ratio: torch.Tensor
 
 
 def token_rewards(
@@ -62,11 +69,31 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * mask).sum() / mask.sum()
 
 
-def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Shift and scale to mean 0 and variance 1 over the true positions of `mask`."""
+def whiten(values: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True) -> torch.Tensor:
+    """Scale to variance 1 over the true positions of `mask`, and shift to mean 0 (or keep it).
+
+    Without the shift the mean is put back as it was, as Ziegler et al. do with rewards.
+    """
     mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean) ** 2, mask)
-    return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
+    scale = torch.rsqrt(masked_mean((values - mean) ** 2, mask) + 1e-8)
+    centred = (values - mean) * scale
+    return (centred if shift_mean else centred + mean) * mask
+
+
+def adapted_coefficient(
+    coefficient: float, kl: float, *, target: float, episodes: int, horizon: int
+) -> float:
+    """The KL coefficient after a rollout (Ziegler et al. 2019, section 2.2).
+
+    It grows in proportion to the relative error, clipped to +-0.2: by a fifth of
+    `episodes / horizon` at most.
+
+    Args:
+        kl, target: of a completion, nats (not of a token).
+        horizon: episodes over which an error of 100 % would double the coefficient, unclipped.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error * episodes / horizon)
 
 
 def ppo_loss(
@@ -88,10 +115,7 @@ def ppo_loss(
     value = 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
     with torch.no_grad():
         clipped = ((ratio - 1).abs() > clip).float()
+        far = ((values - old_values).abs() > value_clip).float()
         moved = (ratio - 1) - (logps - old_logps) * mask
-    return PPOLoss(
-        masked_mean(policy, mask),
-        masked_mean(value, mask),
-        masked_mean(clipped, mask),
-        masked_mean(moved, mask),
-    )
+    found = (policy, value, clipped, far, moved, ratio.detach())
+    return PPOLoss(*(masked_mean(each, mask) for each in found))

@@ -10,19 +10,22 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from betaflow.data.tokenise import Batch, Encoded, collate
-from betaflow.policy.head import head_of
+from betaflow.policy.head import CHUNK, head_of
 from betaflow.policy.loading import autocast, device
 
 
 class TokenStatistics(NamedTuple):
-    """Per-token values, `(sequences, tokens - 1)`, zero outside the completion.
+    """Per-token values under a policy and a reference, `(sequences, tokens - 1)`, in nats.
 
-    Position t is about the token at t + 1 of `input_ids`.
+    Position t is about the token at t + 1 of `input_ids`, and the distribution it is drawn from;
+    zero outside the completion. `kl` is KL(policy || reference) of the two next-token
+    distributions, exact over the vocabulary.
     """
 
     logps: torch.Tensor
+    reference_logps: torch.Tensor
     entropy: torch.Tensor
-    mask: torch.Tensor
+    kl: torch.Tensor
 
 
 def token_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,8 +49,8 @@ def _states(model: Any, batch: Batch, chosen: torch.Tensor) -> torch.Tensor:
     return hidden[:, :-1][chosen]
 
 
-def sequence_logps(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Summed log-probability of each completion, in nats, float32 `(sequences,)`."""
+def token_logps(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Log-probability of each completion token, nats, float32 `(sequences, tokens - 1)`."""
     mask = batch.completion_mask[:, 1:]
     head = head_of(model)
     if head is None:
@@ -55,17 +58,51 @@ def sequence_logps(model: nn.Module, batch: Batch) -> torch.Tensor:
         logps = -cross_entropy(logits, targets, reduction="none")
     else:
         logps = head.logps(_states(model, batch, mask), batch.input_ids[:, 1:][mask])
-    return scatter(logps, mask).sum(-1)
+    return scatter(logps, mask)
 
 
-def token_statistics(model: nn.Module, batch: Batch) -> TokenStatistics:
-    """Log-probability of each completion token and the entropy of its distribution, in nats."""
-    logits, targets = token_logits(model, batch)
-    distribution = torch.log_softmax(logits, -1)
+def sequence_logps(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Summed log-probability of each completion, in nats, float32 `(sequences,)`."""
+    return token_logps(model, batch).sum(-1)
+
+
+@torch.no_grad()
+def token_statistics(policy: nn.Module, reference: nn.Module, batch: Batch) -> TokenStatistics:
+    """Both models' distributions at each completion token, a chunk of logits at a time."""
     mask = batch.completion_mask[:, 1:]
-    logps = distribution.gather(-1, targets[:, None]).squeeze(-1)
-    entropy = -(distribution.exp() * distribution).sum(-1)
-    return TokenStatistics(scatter(logps, mask), scatter(entropy, mask), mask)
+    targets = batch.input_ids[:, 1:][mask]
+    ours, vocabulary = _logits_of(policy, batch, mask)
+    theirs, _ = _logits_of(reference, batch, mask)
+    found = [
+        _statistics(ours(part), theirs(part), targets[part])
+        for part in _slices(len(targets), max(1, CHUNK // vocabulary))
+    ]
+    return TokenStatistics(*(scatter(torch.cat(parts), mask) for parts in zip(*found, strict=True)))
+
+
+def _logits_of(
+    model: Any, batch: Batch, mask: torch.Tensor
+) -> tuple[Callable[[slice], torch.Tensor], int]:
+    """A function from some of the mask's positions to their logits, and the vocabulary's size."""
+    head = head_of(model)
+    if head is None:
+        logits, _ = token_logits(model, batch)
+        return logits.__getitem__, logits.shape[-1]
+    states = _states(model, batch, mask)
+    return lambda part: head.logits(states[part]), head.weight.shape[0]
+
+
+def _statistics(
+    ours: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    ours, theirs = torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1)
+    chances = ours.exp()
+    taken = (one.gather(-1, targets[:, None]).squeeze(-1) for one in (ours, theirs))
+    return *taken, -(chances * ours).sum(-1), (chances * (ours - theirs)).sum(-1)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, max(count, 1), size)]
 
 
 def scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ import pandas as pd
 from betaflow.config import Arm, Params
 from betaflow.errors import UserError
 from betaflow.io import atomic_file, read_json, read_jsonl, write_json
-from betaflow.report.estimates import Row, estimates, ppo_arm
+from betaflow.report.estimates import KL_TEMPERATURE, Row, estimates, ppo_arm
 from betaflow.report.headline import best_row, headline_temperature, leads
 from betaflow.report.html import render_html
 from betaflow.report.plots import write_plots
 from betaflow.report.table import tidy, with_seconds, write_tables
 
 OUT = Path("out")
-IDENTITY = {"arm", "method", "beta", "learning_rate", "seed", "temperature"}
+IDENTITY = {"arm", *Arm.model_fields, "temperature"}
 
 
 def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
@@ -37,16 +38,17 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     """
     arms = read_arms(out)
     samples = read_samples(arms, out)
-    summaries = {arm.name: read_json(_model(arm, out) / "summary.json") for arm in arms}
-    benchmarks = {arm.name: read_json(out / "benchmark" / f"{arm.name}.json") for arm in arms}
-    metrics = {
-        arm.name: read_jsonl(_model(arm, out) / "metrics.jsonl")
-        for arm in arms
-        if arm.method != "sft"
-    }
-    if all(arm.method == "sft" for arm in arms):
+    models = [arm for arm in arms if arm.has_model]
+    trained = [arm for arm in models if arm.method != "sft"]
+    summaries = {arm.name: read_json(_model(arm, out) / "summary.json") for arm in models}
+    benchmarks = {arm.name: read_json(out / "benchmark" / f"{arm.name}.json") for arm in models}
+    metrics = {arm.name: read_jsonl(_model(arm, out) / "metrics.jsonl") for arm in trained}
+    if not trained:
         raise UserError("out/arms.json lists no trained arm; run `dvc repro arms`")
-    rows: list[Row] = tidy(estimates(arms, samples, summaries, benchmarks, params.compare))
+    shared = {name: read_json(out / name / "summary.json") for name in ("reference", "reward")}
+    beside = read_json(out / "frontier" / "frontier.json")
+    found = estimates(arms, samples, summaries | shared, benchmarks, params.compare)
+    rows: list[Row] = tidy(with_fractions(found, beside["arms"]))
     best = best_row(rows, headline_temperature(params))["arm"]
     document = {
         "judge": params.compare.judge,
@@ -56,7 +58,7 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
         "ppo_arm": ppo_arm(arms),
         "best": best,
         "fingerprints": {name: about.get("fingerprint") for name, about in summaries.items()},
-        "leads": tidy(leads(best, arms, samples, params)),
+        "leads": tidy(leads(best, models, samples, params)),
         "benchmarks": _about_benchmarks(benchmarks),
         "rows": rows,
     }
@@ -64,6 +66,8 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     write_json(folder / "metrics.json", flat_metrics(rows, document["temperature"]))
     (folder / "plots").mkdir(exist_ok=True)
     write_plots(document, metrics, folder / "plots")
+    if beside["optimum"] is not None:
+        shutil.copyfile(out / "frontier" / "frontier.png", folder / "plots" / "frontier.png")
     return rows
 
 
@@ -74,7 +78,7 @@ def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     (`out/.local/timings`), and so are not hashed.
 
     Returns:
-        The table's rows: `build`'s with `train_seconds`.
+        The table's rows: `build`'s with `train_seconds` and `whole_seconds`.
     """
     arms = read_arms(out)
     document = read_json(folder / "estimates.json")
@@ -87,12 +91,27 @@ def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
         arms,
         read_samples(arms, out),
         plots=folder / "plots",
+        frontier=read_json(out / "frontier" / "frontier.json"),
         facts=_facts(out),
         seconds=seconds,
     )
     with atomic_file(folder / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return rows
+
+
+def with_fractions(rows: Sequence[Row], arms: Sequence[Row]) -> list[Row]:
+    """Rows with `optimum_fraction` and its interval, of the arms of `frontier.json`.
+
+    At T = 1 alone: the optimum is about a policy, which is its distribution there.
+    """
+    ends = ("", "_low", "_high")
+    known = {(arm["arm"], KL_TEMPERATURE): [arm[f"fraction{end}"] for end in ends] for arm in arms}
+    names = [f"optimum_fraction{end}" for end in ends]
+    return [
+        row | dict(zip(names, known.get((row["arm"], row["temperature"]), [None] * 3), strict=True))
+        for row in rows
+    ]
 
 
 def read_arms(out: Path = OUT) -> list[Arm]:

@@ -16,6 +16,7 @@ from betaflow.config import Arm, CompareSettings
 from betaflow.errors import UserError
 from betaflow.evaluation.bootstrap import Estimate, mean_interval
 from betaflow.evaluation.win_rate import KEYS, paired_scores, preferences, win_rate
+from betaflow.report.costs import whole
 
 Row = dict[str, Any]
 KL_TEMPERATURE = 1.0  # a policy is its distribution at T = 1; KL is about that one
@@ -32,19 +33,20 @@ def estimates(
     benchmarks: Mapping[str, Mapping[str, Any]],
     settings: CompareSettings,
 ) -> list[Row]:
-    """A row per arm (in the order given, SFT first) and temperature (rising).
+    """A row per arm (in the order given, SFT first) and temperature that it has (rising).
 
     Args:
         arms: the sweep.
         samples: by arm name, its scored completions (columns of `COLUMNS`).
-        summaries: by arm name, its `summary.json`.
-        benchmarks: by arm name, its lm-eval results.
+        summaries: by arm name, its `summary.json`; of arms that have a model, and of the stages
+            `reward` and `reference`, which some of them need.
+        benchmarks: by arm name, its lm-eval results; of arms that have a model.
         settings: the judge and how to resample.
 
     Returns:
-        Rows with the columns of table.csv except train_seconds. Estimates are over in-domain
-        prompts (`gold_reward_ood`: over the second domain's) and have `_low` and `_high`
-        beside them; what was not measured is NaN. `kl` is the arm's at T = 1 on every row.
+        Rows with the columns of table.csv except seconds and `optimum_fraction`. Estimates are
+        over in-domain prompts (`gold_reward_ood`: over the second domain's) and have `_low` and
+        `_high` beside them; what was not measured is NaN. `kl` is the arm's at T = 1 on every row.
 
     Raises:
         UserError: an arm's samples lack a column, a score or a partner.
@@ -53,22 +55,32 @@ def estimates(
     inside = {arm.name: samples[arm.name].query("domain == 'in'") for arm in arms}
     outside = {arm.name: samples[arm.name].query("domain == 'out'") for arm in arms}
     baselines = {"sft": SFT, "ppo": ppo_arm(arms)}
-    temperatures = sorted(set(inside[SFT]["temperature"]))
+    flops = {name: about.get("train_flops", float("nan")) for name, about in summaries.items()}
     rows = []
     for arm in arms:
+        temperatures = sorted(set(inside[SFT if arm.has_model else arm.name]["temperature"]))
         rated = {
-            name: None if other is None else judged(inside[arm.name], inside[other], settings)
+            name: None
+            if other is None
+            else judged(inside[arm.name], at(inside[other], temperatures), settings)
             for name, other in baselines.items()
         }
-        scores = benchmark_scores(benchmarks[arm.name], benchmarks[SFT])
+        scores = benchmark_scores(benchmarks.get(arm.name, {}), benchmarks[SFT])
         for temperature in temperatures:
             row: Row = {"arm": arm.name, **arm.model_dump(), "temperature": temperature}
             row |= _sample_estimates(inside[arm.name], outside[arm.name], temperature, settings)
             for name, verdicts in rated.items():
                 row |= _win_estimate(f"win_rate_vs_{name}", verdicts, temperature, settings)
-            row["train_tokens"] = summaries[arm.name].get("train_tokens", float("nan"))
+            row["train_tokens"] = summaries.get(arm.name, {}).get("train_tokens", float("nan"))
+            row["train_flops"] = flops.get(arm.name, float("nan"))
+            row["whole_flops"] = whole(row, flops)
             rows.append(row | scores)
     return rows
+
+
+def at(samples: pd.DataFrame, temperatures: Sequence[float]) -> pd.DataFrame:
+    """The samples at these temperatures."""
+    return samples[samples["temperature"].isin(temperatures)]
 
 
 def judge_column(settings: CompareSettings) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from betaflow.config import Arm, Params
 from betaflow.report.estimates import SFT, Row, interval, judged
+from betaflow.report.methods import label, setting
 
 Document = dict[str, Any]
 
@@ -20,8 +21,12 @@ def headline_temperature(params: Params) -> float:
 
 
 def best_row(rows: Sequence[Row], temperature: float) -> Row:
-    """The trained arm with the highest win rate against SFT; the first of equals."""
-    trained = [r for r in rows if r["temperature"] == temperature and r["arm"] != SFT]
+    """The trained arm with the highest win rate against SFT; the first of equals.
+
+    Best-of-N is a yardstick: no policy that could be promoted.
+    """
+    others = (SFT, "best_of_n")
+    trained = [r for r in rows if r["temperature"] == temperature and r["method"] not in others]
     return max(trained, key=lambda row: row["win_rate_vs_sft"])
 
 
@@ -92,9 +97,8 @@ def sentences(document: Document) -> list[str]:
 
 def describe(row: Row) -> str:
     """An arm in words: `DPO at β = 0.1 (dpo-b0.1-lr0.001-s0)`."""
-    if row["method"] == "sft":
-        return "SFT (sft)"
-    return f"{row['method'].upper()} at β = {row['beta']:g} ({row['arm']})"
+    point = f" at {setting(row)}" if setting(row) else ""
+    return f"{label(row)}{point} ({row['arm']})"
 
 
 def _tied(leads: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,16 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from betaflow.config import Arm, Params
+from betaflow.config import Arm, Params, trials
 from betaflow.errors import UserError
 from betaflow.report import text
 from betaflow.report.estimates import Row, judge_column
+from betaflow.report.frontier_plot import alt_text
 from betaflow.report.headline import Document, sentences
-from betaflow.report.plots import PLOTS, REWARDS, alt_texts
+from betaflow.report.methods import LABELS, SCORERS, STRENGTHS
+from betaflow.report.plots import REWARDS, alt_texts, titles
 
 PIXELS = 1.5  # of a plot to one of the page, for sharp screens
-TITLES = {
-    "reward_kl": "Reward against KL",
-    "win_rate": "Win rate against temperature",
-    "training_dpo": "Training of the DPO arms",
-    "training_ppo": "Training of the PPO arms",
-}
 SOURCES = {
     "world": "the embedded world of short movie reviews, whose gold reward is known exactly",
     "hh": "human preferences between HH dialogues",
@@ -36,6 +33,7 @@ COLUMNS = [
     ("gold reward", "gold_reward", 2, 1.0),
     ("reward model", "reward_model", 2, 1.0),
     ("KL, nats", "kl", 2, 1.0),
+    ("% of the optimum", "optimum_fraction", 0, 100.0),
     ("win % vs SFT", "win_rate_vs_sft", 1, 100.0),
     ("win % vs PPO", "win_rate_vs_ppo", 1, 100.0),
     ("gold reward, other domain", "gold_reward_ood", 2, 1.0),
@@ -51,6 +49,7 @@ def render_html(
     samples: Mapping[str, pd.DataFrame],
     *,
     plots: Path,
+    frontier: Mapping[str, Any],
     facts: Mapping[str, Any],
     seconds: Mapping[str, float],
 ) -> str:
@@ -62,6 +61,7 @@ def render_html(
         arms: the sweep.
         samples: by arm name, its scored completions.
         plots: the folder with the PNGs.
+        frontier: `frontier.json`; its figure is among the plots where there is an optimum.
         facts: sizes, by stage (`data`, `pairs`, `sft`), each optional.
         seconds: wall time by arm or stage name, as far as known.
     """
@@ -84,7 +84,9 @@ def render_html(
         samples=main[0]["samples"],
         table=table(main, document["best"]),
         whole=table(rows, ""),
-        plots=images(plots, alt_texts(document)),
+        trials=trial_table(arms),
+        plots=images(plots, titles(rows), alt_texts(document)),
+        frontier=against_optimum(frontier, plots),
         benchmarks=benchmark_table(document),
         documents=_documents(document),
         prompts_shown=side_by_side(arms, samples, params),
@@ -95,10 +97,11 @@ def render_html(
 
 def about(params: Params, arms: Sequence[Arm], facts: Mapping[str, Any]) -> str:
     """What was compared, in a paragraph."""
-    count = {method: sum(arm.method == method for arm in arms) for method in ("dpo", "ppo")}
-    betas = dict.fromkeys(f"{arm.beta:g}" for arm in arms if arm.method == "dpo")
-    compared = f"{_many(count['dpo'], 'DPO arm')} (β = {', '.join(betas)}) and "
-    compared += f"{_many(count['ppo'], 'PPO arm')}, all started from one supervised fine-tuned "
+    counts = Counter(arm.method for arm in arms if arm.method != "sft")
+    kinds = [_many(count, f"{LABELS[method]} arm") for method, count in counts.items()]
+    *others, last = kinds
+    compared = f"{', '.join(others)} and {last}" if others else last
+    compared += ", all started from one supervised fine-tuned "
     compared += f"reference (SFT) of {_model(params, facts)}."
     path = f" ({params.data.path})" if params.data.path else ""
     parts = [compared, f"The data are {SOURCES[params.data.source]}{path}."]
@@ -127,15 +130,72 @@ def table(rows: Sequence[Row], best: str) -> list[dict[str, Any]]:
             ],
             "train_tokens": text.number(row["train_tokens"], 0),
             "train_seconds": text.number(row["train_seconds"], 0),
+            "whole_flops": text.power(row["whole_flops"]),
+            "whole_seconds": text.number(row["whole_seconds"], 0),
         }
         for row in rows
     ]
 
 
-def images(folder: Path, alternatives: Mapping[str, str]) -> list[dict[str, Any]]:
+def against_optimum(frontier: Mapping[str, Any], plots: Path) -> dict[str, Any] | None:
+    """The figure of `frontier.json`, its methods' shares and what it warns of; None without."""
+    best = frontier["optimum"]
+    if best is None:
+        return None
+    title = "Reward against KL, and the closed-form optimum"
+    (figure,) = images(plots, {"frontier": title}, {"frontier": alt_text(frontier)})
+    columns = [("its arms", "area"), ("all looks", "looks_area")]
+    shown = [
+        item for item in columns if any(row[item[1]] is not None for row in frontier["methods"])
+    ]
+    return {
+        "figure": figure,
+        "draws": f"{best['draws']:,}",
+        "trusted_kl": f"{best['trusted_kl']:.2f}",
+        "violations": frontier["violations"],
+        "titles": [title for title, _ in shown],
+        "methods": [
+            {
+                "method": row["method"],
+                "range": f"{row['low_kl']:g} to {row['high_kl']:.3g}",
+                "cells": [text.estimate(row, name, 0, 100.0) for _, name in shown],
+            }
+            for row in frontier["methods"]
+            if shown
+        ],
+    }
+
+
+def trial_table(arms: Sequence[Arm]) -> list[dict[str, str]]:
+    """By method: tuning trials, seeds of each, and the values tried, as texts."""
+    names = [*STRENGTHS, ("target_kl", "target KL"), ("scorer", "by"), ("learning_rate", "rate")]
+    rows = []
+    for method, count in trials(arm for arm in arms if arm.method != "sft").items():
+        own = [arm for arm in arms if arm.method == method]
+        tried = []
+        for name, symbol in names:
+            values = dict.fromkeys(getattr(arm, name) for arm in own)
+            known = [SCORERS.get(value, str(value)) for value in values if value is not None]
+            if known:
+                tried.append(f"{symbol}: {', '.join(known)}")
+        seeds = len({arm.seed for arm in own if arm.seed is not None})
+        rows.append(
+            {
+                "method": LABELS[method],
+                "trials": str(count),
+                "seeds": str(seeds) if seeds else text.DASH,
+                "tried": "; ".join(tried),
+            }
+        )
+    return rows
+
+
+def images(
+    folder: Path, titles: Mapping[str, str], alternatives: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """Plots as base64 with a title, an alternative text and the width to show them at."""
     found = []
-    for name in PLOTS:
+    for name, title in titles.items():
         path = folder / f"{name}.png"
         if not path.exists():
             raise UserError(f"{path} is missing; run `dvc repro -f -s compare` to draw it again")
@@ -143,7 +203,7 @@ def images(folder: Path, alternatives: Mapping[str, str]) -> list[dict[str, Any]
         width = int.from_bytes(content[16:20], "big")  # of the PNG's first chunk, in pixels
         found.append(
             {
-                "title": TITLES[name],
+                "title": title,
                 "alt": alternatives[name],
                 "data": base64.b64encode(content).decode("ascii"),
                 "width": int(width / PIXELS),

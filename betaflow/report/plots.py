@@ -1,13 +1,14 @@
 """The comparison's figures: reward against KL, win rate against temperature, training curves.
 
 Files have the same bytes for the same numbers: matplotlib's own defaults whatever the user's
-matplotlibrc says, no date, no version. Hue tells the method and lightness the arm, in a blue and
-an orange that colour-blind readers tell apart; markers repeat the method.
+matplotlibrc says, no date, no version. Hue and marker tell the method (`methods.py`), lightness
+the arm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.style import context as style
 
+from betaflow.config import Method
 from betaflow.report.estimates import Row
 from betaflow.report.headline import Document
+from betaflow.report.methods import LABELS, LOOKS, colours, label, setting
 
-PLOTS = ["reward_kl", "win_rate", "training_dpo", "training_ppo"]
-MAPS = {"sft": ("Greys", 0.75, 0.75), "dpo": ("Blues", 0.95, 0.45), "ppo": ("Oranges", 0.65, 0.9)}
-MARKERS = {"sft": "D", "dpo": "o", "ppo": "s"}
 DASHES = ["-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1))]
-DPO_CURVES = {
+PAIR_CURVES = {
     "loss": "loss (nats a pair)",
     "rewards/margin": "reward margin (nats)",
     "rewards/accuracy": "reward accuracy",
 }
-PPO_CURVES = {"reward/score": "reward model's score", "reward/kl": "KL from SFT (nats)"}
+CURVES: dict[str, dict[str, str]] = {  # by method, the metrics of its training that are drawn
+    "dpo": PAIR_CURVES,
+    "ipo": PAIR_CURVES | {"loss": "loss"},
+    "slic": PAIR_CURVES | {"loss": "loss"},
+    "preferred_ft": PAIR_CURVES,
+    "unlikelihood": PAIR_CURVES,
+    "ppo": {"reward/score": "reward model's score", "kl": "KL from SFT (nats)"},
+    "ppo_gt": {"reward/score": "gold reward", "kl": "KL from SFT (nats)"},
+}
+# By method, what its arms are joined in the order of.
+SWEPT = {"dpo": "beta", "ipo": "beta", "slic": "beta", "unlikelihood": "alpha", "best_of_n": "n"}
 REWARDS = {"gold": "gold reward", "reward_model": "reward model's score"}
 RC: dict[str, Any] = {
     "font.size": 9.5,
@@ -56,58 +66,58 @@ def write_plots(document: Document, metrics: Metrics, folder: Path) -> None:
     draw: dict[str, Callable[[], Figure]] = {
         "reward_kl": lambda: reward_against_kl(rows, document["judge"]),
         "win_rate": lambda: win_rates(rows, document["ppo_arm"]),
-        "training_dpo": lambda: training_curves(rows, metrics, "dpo", DPO_CURVES),
-        "training_ppo": lambda: training_curves(rows, metrics, "ppo", PPO_CURVES),
     }
-    assert list(draw) == PLOTS
-    with style("default"), matplotlib.rc_context(RC):  # type: ignore[arg-type]
-        for name, figure in draw.items():
-            _save(figure(), folder / f"{name}.png")
+    for method in _trained(rows):
+        draw[f"training_{method}"] = partial(training_curves, rows, metrics, method)
+    for name, figure in draw.items():
+        save(figure, folder / f"{name}.png")
 
 
-def arm_colours(rows: Sequence[Row]) -> dict[str, Any]:
-    """By arm name, its colour in every plot: a hue a method, darker to lighter in sweep order."""
-    methods = {row["arm"]: row["method"] for row in rows}
-    colours: dict[str, Any] = {}
-    for method, (name, first, last) in MAPS.items():
-        names = [arm for arm, own in methods.items() if own == method]
-        for arm, shade in zip(names, np.linspace(first, last, len(names)), strict=True):
-            colours[arm] = matplotlib.colormaps[name](shade)
-    return colours
+def titles(rows: Sequence[Row]) -> dict[str, str]:
+    """By plot name, the title of each plot of these rows, in the page's order."""
+    found = {"reward_kl": "Reward against KL", "win_rate": "Win rate against temperature"}
+    for method in _trained(rows):
+        found[f"training_{method}"] = f"Training of the {LABELS[method]} arms"
+    return found
+
+
+def _trained(rows: Sequence[Row]) -> list[Method]:
+    """The methods among the rows whose training is drawn."""
+    found = {row["method"] for row in rows}
+    return [method for method in LABELS if method in found and method in CURVES]
 
 
 def reward_against_kl(rows: Sequence[Row], judge: str) -> Figure:
     """What each arm pays in KL for its reward, at T = 1, with intervals both ways."""
     reward = "gold_reward" if judge == "gold" else "reward_model"
     points = [row for row in rows if row["temperature"] == 1.0 and row[reward] is not None]
-    colours = arm_colours(rows)
-    figure, (axes,) = _figure(6.6, 4.4)
-    for line in _beta_lines(points):
-        axes.plot([r["kl"] for r in line], [r[reward] for r in line], color="#9bb8d3", zorder=1)
+    shades = colours(rows)
+    figure, (axes,) = new_figure(7.6, 4.4)
+    for line in _sweeps(points):
+        values = [r["kl"] for r in line], [r[reward] for r in line]
+        axes.plot(*values, color=LOOKS[label(line[0])].first, alpha=0.4, zorder=1)
     for row in points:
         if row["kl"] is None:
             continue
         axes.errorbar(
             row["kl"],
             row[reward],
-            xerr=_bars(row, "kl"),
-            yerr=_bars(row, reward),
-            color=colours[row["arm"]],
-            marker=MARKERS[row["method"]],
+            xerr=bars(row, "kl"),
+            yerr=bars(row, reward),
+            color=shades[row["arm"]],
+            marker=LOOKS[label(row)].marker,
             markersize=7,
             capsize=2.5,
             linewidth=1.2,
         )
-        prefix = "" if row["method"] == "dpo" else row["method"].upper()
-        label = prefix if row["beta"] is None else f"{prefix} β = {row['beta']:g}".strip()
-        # PPO's label goes to the other side, since PPO often lies on DPO's line.
+        # PPO's point goes to the other side, since PPO often lies on DPO's line.
         offset, side = ((-7, 7), "right") if row["method"] == "ppo" else ((8, -13), "left")
         place = (row["kl"], row[reward])
-        axes.annotate(label, place, offset, textcoords="offset points", ha=side, fontsize=9)
+        axes.annotate(setting(row), place, offset, textcoords="offset points", ha=side, fontsize=9)
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel(r"KL(π ‖ π$_\mathrm{ref}$), nats a completion, T = 1")
     axes.set_ylabel(f"{REWARDS[judge]}, mean, T = 1")
-    axes.legend(handles=_method_handles(points, colours), loc="best")
+    figure.legend(handles=method_handles(points, shades), loc="outside right upper")
     return figure
 
 
@@ -116,43 +126,41 @@ def win_rates(rows: Sequence[Row], baseline: str | None) -> Figure:
     panels = {"win_rate_vs_sft": "win rate against SFT"}
     if baseline is not None:
         panels["win_rate_vs_ppo"] = f"win rate against PPO\n({baseline})"
-    colours = arm_colours(rows)
-    figure, grid = _figure(4.6 * len(panels), 4.4, len(panels))
+    shades = colours(rows)
+    figure, grid = new_figure(4.6 * len(panels), 4.4, len(panels))
     for axes, (name, title) in zip(grid, panels.items(), strict=True):
         axes.axhline(0.5, color="#555555", linewidth=1, linestyle=":")
         for arm, own in _by_arm(rows).items():
             if arm == name.removeprefix("win_rate_vs_") or (arm == baseline and "ppo" in name):
                 continue  # against itself: one half, the dotted line
-            _band(axes, own, name, colours[arm], _dash(rows, arm))
+            _band(axes, own, name, shades[arm], _dash(rows, arm))
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("sampling temperature")
         axes.set_xticks(sorted({row["temperature"] for row in rows}))
         axes.set_ylim(-0.02, 1.02)
     grid[0].set_ylabel("share of prompts won (a tie is half)")
-    handles = _arm_handles(rows, colours, list(_by_arm(rows)))
+    handles = _arm_handles(rows, shades, list(_by_arm(rows)))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8.5)
     return figure
 
 
-def training_curves(
-    rows: Sequence[Row], metrics: Metrics, method: str, curves: Mapping[str, str]
-) -> Figure:
+def training_curves(rows: Sequence[Row], metrics: Metrics, method: Method) -> Figure:
     """A panel a metric, a line an arm of `method`: raw values faint, a running mean over them."""
-    colours = arm_colours(rows)
+    shades, curves = colours(rows), CURVES[method]
     names = [arm for arm, own in _by_arm(rows).items() if own[0]["method"] == method]
-    figure, grid = _figure(3.9 * len(curves) + 1.5, 3.4, len(curves))
+    figure, grid = new_figure(3.9 * len(curves) + 1.5, 3.4, len(curves))
     for axes, (metric, title) in zip(grid, curves.items(), strict=True):
         for arm in names:
             found = [r for r in metrics.get(arm, ()) if isinstance(r.get(metric), int | float)]
             steps = np.array([row["step"] for row in found], dtype=float)
             values = np.array([row[metric] for row in found], dtype=float)
             smooth = running_mean(values, max(1, len(values) // 25))
-            axes.plot(steps, values, color=colours[arm], alpha=0.22, linewidth=0.8)
-            axes.plot(steps, smooth, color=colours[arm], linestyle=_dash(rows, arm), linewidth=1.7)
+            axes.plot(steps, values, color=shades[arm], alpha=0.22, linewidth=0.8)
+            axes.plot(steps, smooth, color=shades[arm], linestyle=_dash(rows, arm), linewidth=1.7)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("optimizer step" if method == "dpo" else "iteration")
+        axes.set_xlabel("iteration" if method in ("ppo", "ppo_gt") else "optimizer step")
     figure.legend(
-        handles=_arm_handles(rows, colours, names), loc="outside right upper", fontsize=8.5
+        handles=_arm_handles(rows, shades, names), loc="outside right upper", fontsize=8.5
     )
     return figure
 
@@ -169,26 +177,30 @@ def running_mean(values: np.ndarray, half_width: int) -> np.ndarray:
     return means
 
 
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels side by side, in inches."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, format="png", metadata={"Software": None}, facecolor="white")
+def save(draw: Callable[[], Figure], path: Path) -> None:
+    """Draw a figure in the comparison's style and write it as PNG."""
+    with style("default"), matplotlib.rc_context(RC):  # type: ignore[arg-type]
+        figure = draw()
+        figure.savefig(path, format="png", metadata={"Software": None}, facecolor="white")
 
 
-def _beta_lines(points: Sequence[Row]) -> list[list[Row]]:
-    """DPO points joined in the order of beta, a line for each learning rate and seed."""
+def _sweeps(points: Sequence[Row]) -> list[list[Row]]:
+    """Points joined in the order of what is `SWEPT`: a line a method, learning rate and seed."""
     lines: dict[Any, list[Row]] = {}
     for row in points:
-        if row["method"] == "dpo" and row["kl"] is not None:
-            lines.setdefault((row["learning_rate"], row["seed"]), []).append(row)
-    return [sorted(line, key=lambda row: row["beta"]) for line in lines.values()]
+        if row["method"] in SWEPT and row["kl"] is not None:
+            lines.setdefault((label(row), row["learning_rate"], row["seed"]), []).append(row)
+    return [sorted(line, key=lambda row: row[SWEPT[row["method"]]]) for line in lines.values()]
 
 
-def _bars(row: Row, name: str) -> np.ndarray | None:
+def bars(row: Row, name: str) -> np.ndarray | None:
     """(2, 1) lengths of an interval's arms, None where there is no interval."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     if low is None or high is None:
@@ -201,7 +213,7 @@ def _band(axes: Axes, rows: Sequence[Row], name: str, colour: Any, dash: Any) ->
         return np.array([row[name + end] for row in rows], dtype=float)  # None -> NaN
 
     temperatures = [row["temperature"] for row in rows]
-    marker = MARKERS[rows[0]["method"]]
+    marker = LOOKS[label(rows[0])].marker
     axes.plot(temperatures, column(""), color=colour, marker=marker, markersize=5, linestyle=dash)
     if len(rows) > 1:
         axes.fill_between(temperatures, column("_low"), column("_high"), color=colour, alpha=0.15)
@@ -220,26 +232,27 @@ def _dash(rows: Sequence[Row], arm: str) -> Any:
     return DASHES[list(_by_arm(rows)).index(arm) % len(DASHES)]
 
 
-def _method_handles(points: Sequence[Row], colours: Mapping[str, Any]) -> list[Line2D]:
-    first = {row["method"]: colours[row["arm"]] for row in reversed(points)}
+def method_handles(points: Sequence[Row], shades: Mapping[str, Any]) -> list[Line2D]:
+    """The legend's entry of each method among the points."""
+    first = {label(row): shades[row["arm"]] for row in reversed(points)}
     return [
-        Line2D([], [], color=first[name], marker=MARKERS[name], linestyle="", label=name.upper())
-        for name in MAPS
+        Line2D([], [], color=first[name], marker=look.marker, linestyle="", label=name)
+        for name, look in LOOKS.items()
         if name in first
     ]
 
 
 def _arm_handles(
-    rows: Sequence[Row], colours: Mapping[str, Any], names: Sequence[str]
+    rows: Sequence[Row], shades: Mapping[str, Any], names: Sequence[str]
 ) -> list[Line2D]:
-    methods = {row["arm"]: row["method"] for row in rows}
+    looks = {row["arm"]: LOOKS[label(row)] for row in rows}
     return [
         Line2D(
             [],
             [],
-            color=colours[name],
+            color=shades[name],
             linestyle=_dash(rows, name),
-            marker=MARKERS[methods[name]],
+            marker=looks[name].marker,
             markersize=5,
             label=name,
         )
@@ -257,13 +270,14 @@ def alt_texts(document: Document) -> dict[str, str]:
         for row in trained
         if row["kl"] is not None and row[reward] is not None
     )
-    count = len({row["arm"] for row in document["rows"] if row["method"] == "dpo"})
-    return {
+    found = {
         "reward_kl": f"Scatter plot of {judge} against KL from SFT at T = 1. {points}.",
         "win_rate": "Line plots of each arm's win rate against SFT and against PPO at each "
         "sampling temperature, with interval bands. The numbers are in the table above.",
-        "training_dpo": f"Training curves of {count} DPO arms by optimizer step: loss, reward "
-        "margin and reward accuracy.",
-        "training_ppo": "Training curves of PPO by iteration: the reward model's score and the "
-        "KL from SFT.",
     }
+    for method in _trained(document["rows"]):
+        count = len({row["arm"] for row in document["rows"] if row["method"] == method})
+        arms = f"{count} {LABELS[method]} arm{'s' if count > 1 else ''}"
+        what = ", ".join(CURVES[method].values())
+        found[f"training_{method}"] = f"Training curves of {arms}: {what}."
+    return found

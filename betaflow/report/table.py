@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from betaflow.config import Arm
 from betaflow.io import atomic_file, write_json
+from betaflow.report.costs import whole
 from betaflow.report.estimates import Row
 
 DIGITS = 6  # significant digits; the intervals are far wider than the seventh
 _ESTIMATES = ["gold_reward", "reward_model", "kl", "win_rate_vs_sft", "win_rate_vs_ppo"]
-_ESTIMATES += ["gold_reward_ood", "completion_tokens"]
-COLUMNS = ["arm", "method", "beta", "learning_rate", "seed", "temperature"]
+_ESTIMATES += ["gold_reward_ood", "completion_tokens", "optimum_fraction"]
+COLUMNS = ["arm", *Arm.model_fields, "temperature"]
 COLUMNS += [f"{name}{end}" for name in _ESTIMATES for end in ("", "_low", "_high")]
-COLUMNS += ["finished", "prompts", "samples", "train_tokens", "train_seconds"]
+COLUMNS += ["finished", "prompts", "samples", "train_tokens", "train_flops", "whole_flops"]
+COLUMNS += ["train_seconds", "whole_seconds"]
 
 
 def tidy(value: Any) -> Any:
@@ -34,8 +37,17 @@ def tidy(value: Any) -> Any:
 
 
 def with_seconds(rows: Sequence[Row], seconds: Mapping[str, float]) -> list[Row]:
-    """Rows with `train_seconds`, None for an arm whose time was not measured on this machine."""
-    return [tidy({**row, "train_seconds": seconds.get(row["arm"], math.nan)}) for row in rows]
+    """Rows with `train_seconds` and `whole_seconds`, None where they were not measured here."""
+    return [
+        tidy(
+            {
+                **row,
+                "train_seconds": seconds.get(row["arm"], math.nan),
+                "whole_seconds": whole(row, seconds),
+            }
+        )
+        for row in rows
+    ]
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
@@ -48,14 +60,19 @@ def write_tables(rows: Sequence[Row], folder: Path) -> None:
     """Write `table.csv` (missing: empty) and `table.json` (missing: null) into `folder`."""
     names = columns(rows)
     table = [{name: row.get(name) for name in names} for row in tidy(list(rows))]
+    write_csv(table, names, folder / "table.csv")
+    write_json(folder / "table.json", table)
+
+
+def write_csv(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
+    """Write these columns of the rows, None as nothing."""
     with (
-        atomic_file(folder / "table.csv") as temporary,
+        atomic_file(path) as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as file,
     ):
-        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(table)
-    write_json(folder / "table.json", table)
+        writer.writerows(rows)
 
 
 def console_rows(rows: Sequence[Row], judge: str = "gold") -> list[dict[str, str]]:

@@ -62,6 +62,11 @@ def significant(value: float | None) -> str:
     return DASH if value is None else f"{value:.4g}"
 
 
+def power(value: float | None) -> str:
+    """A large number to two significant digits, as `1.3e+14`."""
+    return DASH if value is None else f"{value:.1e}"
+
+
 def counted(facts: Mapping[str, Any], *path: str) -> Any:
     """`facts[path[0]][path[1]]...`, None where it is not there."""
     found: Any = facts

@@ -21,6 +21,12 @@ from betaflow.training.shares import share
 if TYPE_CHECKING:
     from betaflow.config import DPOTraining
 
+# The losses of pairs from six tensors, each `(pairs,)`: log pi and log pi_ref of the chosen and of
+# the rejected completions (`dpo_loss`'s first four arguments), then both completions' lengths.
+Objective = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], DPOLoss
+]
+
 METRICS = (
     "loss",
     "rewards/chosen",
@@ -48,6 +54,25 @@ class ReferencedPairs(NamedTuple):
         return [[self.chosen[i], self.rejected[i]] for i in indices]
 
 
+def dpo_objective(settings: DPOTraining, beta: float) -> Objective:
+    """`dpo_loss` with the loss and the options that the settings name."""
+
+    def objective(*pairs: torch.Tensor) -> DPOLoss:
+        *logps, chosen_lengths, rejected_lengths = pairs
+        return dpo_loss(
+            *logps,
+            beta=beta,
+            loss=settings.loss,
+            label_smoothing=settings.label_smoothing,
+            length_normalised=settings.length_normalised,
+            chosen_lengths=chosen_lengths,
+            rejected_lengths=rejected_lengths,
+            margin=settings.margin,
+        )
+
+    return objective
+
+
 def train_dpo(
     scorer: Scorer,
     pairs: ReferencedPairs,
@@ -55,13 +80,14 @@ def train_dpo(
     settings: DPOTraining,
     *,
     label: str,
-    beta: float,
+    objective: Objective,
     peak_rate: float,
     seed: int,
     precision: str,
     fingerprint: str,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     show_samples: Callable[[int], None] | None = None,
+    probe: Callable[[int], dict[str, float]] | None = None,
 ) -> tuple[loop.Trained, dict[str, float]]:
     """Train the scorer's policy in place; return the steps' metrics and held-out figures.
 
@@ -73,7 +99,9 @@ def train_dpo(
 
     Args:
         scorer: a `Scorer`, sharded over processes or not.
+        objective: `dpo_objective(settings, beta)`, or another loss of the same log-probabilities.
         show_samples: called with the number of steps done every `sample_every` steps.
+        probe: called with the number of steps done after each; what it returns joins the row.
 
     Raises:
         UserError: the first loss is not what it is where policy and reference are the same
@@ -87,10 +115,10 @@ def train_dpo(
     def update(step: int) -> dict[str, float]:
         scorer.train()
         indices = loop.batch_indices(count, settings.batch_size, seed, step)
-        table = _pass(scorer, pairs, indices, settings, beta, precision, learn=True)
+        table = _pass(scorer, pairs, indices, settings, objective, precision, learn=True)
         _require_finite(table, pairs, indices)
         if step == 0:
-            require_reference(table, pairs, indices, settings, beta, precision)
+            require_reference(table, pairs, indices, settings, objective, precision)
         rate = learning_rate(settings, peak_rate, step, steps)
         row = {
             **_means(table, ""),
@@ -99,11 +127,11 @@ def train_dpo(
             "tokens": sum(s.length for group in pairs.groups(indices) for s in group),
         }
         if settings.eval_every and (step + 1) % settings.eval_every == 0:
-            row |= evaluate(scorer, held_out, settings, beta, precision)
+            row |= evaluate(scorer, held_out, settings, objective, precision)
         if show_samples and settings.sample_every and (step + 1) % settings.sample_every == 0:
             scorer.eval()
             show_samples(step + 1)
-        return row
+        return row | (probe(step + 1) if probe else {})
 
     trained = loop.fit(
         label,
@@ -123,7 +151,7 @@ def train_dpo(
         ],
     )
     try:
-        return trained, evaluate(scorer, held_out, settings, beta, precision)
+        return trained, evaluate(scorer, held_out, settings, objective, precision)
     except loop.NotFinite as error:
         raise UserError(
             f"{label}: {error} on the held-out pairs {', '.join(error.items[:8])} after the last "
@@ -137,7 +165,7 @@ def _pass(
     pairs: ReferencedPairs,
     indices: list[int],
     settings: DPOTraining,
-    beta: float,
+    objective: Objective,
     precision: str,
     *,
     learn: bool,
@@ -153,7 +181,7 @@ def _pass(
         members = [indices[place] for place in places]
         with autocast(precision):
             logps = scorer(scorer.batch([groups[place] for place in places]))
-        values = pair_metrics(logps, pairs, members, settings, beta)
+        values = pair_metrics(logps, pairs, members, settings, objective)
         if learn:
             (values[0].sum() * (1 / len(indices) if counts else 0.0)).backward()
         if counts:
@@ -170,7 +198,7 @@ def evaluate(
     scorer: Scorer,
     pairs: ReferencedPairs,
     settings: DPOTraining,
-    beta: float,
+    objective: Objective,
     precision: str,
 ) -> dict[str, float]:
     """Means over held-out pairs of the metrics of a step, under `eval/`."""
@@ -178,7 +206,7 @@ def evaluate(
     if not every:
         return {}
     scorer.eval()
-    table = _pass(scorer, pairs, every, settings, beta, precision, learn=False)
+    table = _pass(scorer, pairs, every, settings, objective, precision, learn=False)
     _require_finite(table, pairs, every, "eval/")
     return _means(table, "eval/")
 
@@ -188,7 +216,7 @@ def pair_metrics(
     pairs: ReferencedPairs,
     members: list[int],
     settings: DPOTraining,
-    beta: float,
+    objective: Objective,
 ) -> torch.Tensor:
     """`METRICS` of some pairs, `(metrics, pairs)`; only the loss carries a gradient.
 
@@ -201,7 +229,10 @@ def pair_metrics(
         torch.tensor([len(side[i].completion) for i in members], device=place)
         for side in (pairs.chosen, pairs.rejected)
     ]
-    found = _loss(chosen, rejected, pairs, members, lengths, settings, beta)
+    reference = [
+        side[members].to(place) for side in (pairs.reference_chosen, pairs.reference_rejected)
+    ]
+    found = objective(chosen, rejected, *reference, *lengths)
     nll = -chosen / lengths[0]
     loss = found.losses + settings.sft_weight * nll if settings.sft_weight else found.losses
     margin = found.chosen_rewards - found.rejected_rewards
@@ -217,30 +248,6 @@ def pair_metrics(
         nll.detach(),
     )
     return torch.stack([loss, *rest])
-
-
-def _loss(
-    chosen: torch.Tensor,
-    rejected: torch.Tensor,
-    pairs: ReferencedPairs,
-    members: list[int],
-    lengths: list[torch.Tensor],
-    settings: DPOTraining,
-    beta: float,
-) -> DPOLoss:
-    return dpo_loss(
-        chosen,
-        rejected,
-        pairs.reference_chosen[members].to(chosen.device),
-        pairs.reference_rejected[members].to(chosen.device),
-        beta=beta,
-        loss=settings.loss,
-        label_smoothing=settings.label_smoothing,
-        length_normalised=settings.length_normalised,
-        chosen_lengths=lengths[0],
-        rejected_lengths=lengths[1],
-        margin=settings.margin,
-    )
 
 
 def _means(table: torch.Tensor, prefix: str) -> dict[str, float]:
@@ -262,7 +269,7 @@ def require_reference(
     pairs: ReferencedPairs,
     indices: list[int],
     settings: DPOTraining,
-    beta: float,
+    objective: Objective,
     precision: str,
 ) -> None:
     """Stop unless the untrained policy gives each completion the reference's log-probability.
@@ -273,7 +280,7 @@ def require_reference(
     reference = torch.stack([pairs.reference_chosen[indices], pairs.reference_rejected[indices]])
     first = METRICS.index("logps/chosen")
     gap = float(((table[first : first + 2] - reference).abs() / reference.abs().clamp_min(1)).max())
-    expected = pair_metrics(reference.T.reshape(-1), pairs, indices, settings, beta)[0].mean()
+    expected = pair_metrics(reference.T.reshape(-1), pairs, indices, settings, objective)[0].mean()
     loss, strict = float(table[0].mean()), precision == "float32"
     target = "ln 2" if math.isclose(float(expected), math.log(2), abs_tol=1e-6) else f"{expected:g}"
     off = abs(loss - float(expected)) / max(1.0, abs(float(expected)))

@@ -68,6 +68,7 @@ def fit(
     best_of: str | None = None,
     patience: int | None = None,
     items: Items | None = None,
+    history: list[dict[str, Any]] | None = None,
 ) -> Trained:
     """Call `update(step)` for every step that no checkpoint holds, and keep what it returns.
 
@@ -87,6 +88,7 @@ def fit(
         patience: stop after so many values of `best_of` in a row that improve on nothing; None
             never stops.
         items: the ids of a step's training items, for the message when a metric is not finite.
+        history: an empty list that is given the rows, a checkpoint's too, for `update` to read.
 
     Raises:
         UserError: a metric or a weight is not finite (names the step, the items and the last good
@@ -94,7 +96,8 @@ def fit(
         Stopped: a signal was heard, after a checkpoint was saved.
     """
     found = checkpoints.resume(label, fingerprint, modules, optimizer)
-    metrics = list(found.metrics) if found else []
+    metrics = [] if history is None else history
+    metrics += found.metrics if found else []
     before = found.seconds if found else 0.0
     began = saved = time.monotonic()
     if found:

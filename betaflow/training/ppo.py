@@ -1,33 +1,37 @@
-"""RLHF-PPO (Ziegler et al. 2019; Huang et al. 2024): rollout, score, update; top to bottom here.
+"""RLHF-PPO (Ziegler et al. 2019; Huang et al. 2024): rollout, score, improve; top to bottom here.
 
-Each iteration draws a completion for each prompt of its batch at T = 1, scores it with the
-reward model at its end, takes beta (log pi - log pi_ref) off at every token, and improves the
-policy by the clipped objective with generalised advantage estimates from a critic. The critic
-starts from the reward model, the policy and the reference from SFT. Scores are normalised to
-mean 0 and variance 1 under the reference.
+Each iteration draws a completion for each prompt of its batch at T = 1, scores it at its end,
+takes coefficient x (log pi - log pi_ref) off at every token, and improves the policy by the
+clipped objective with generalised advantage estimates from a critic. Policy and reference start
+from SFT, the critic from the reward model. Scores are normalised to mean 0 and variance 1 under
+the reference. The coefficient is fixed, or adapted to a target KL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from betaflow.data.tokenise import Batch, Encoded, collate
+from betaflow.errors import UserError
 from betaflow.objectives.ppo import (
+    adapted_coefficient,
     advantages,
     masked_mean,
     ppo_loss,
     token_rewards,
     whiten,
 )
+from betaflow.policy.flops import forward_flops
 from betaflow.policy.loading import autocast, device
-from betaflow.policy.logps import token_statistics
-from betaflow.policy.rewards import all_sequence_scores, sequence_scores, token_values
-from betaflow.sampling.engine import Request
-from betaflow.sampling.hf_engine import HFEngine
+from betaflow.policy.logps import token_logps, token_statistics
+from betaflow.policy.rewards import token_values
+from betaflow.sampling.engine import Engine, Request
 from betaflow.training import loop
 from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
 
@@ -36,22 +40,40 @@ if TYPE_CHECKING:
 
 
 SCALE_EPISODES = 256
+START_KL = 1e-3  # nats a completion: float error of two forward passes, generously
+
+Score = Callable[[list[Encoded]], torch.Tensor]
+Rows = Sequence[dict[str, Any]]
 
 
 class Models(NamedTuple):
-    """The four models; `policy` and `critic` are trained."""
+    """The models beside the reward; `policy` and `critic` are trained."""
 
     policy: nn.Module
     reference: nn.Module
     critic: nn.Module
-    reward: nn.Module
 
 
-class ScoreScale(NamedTuple):
-    """The reward model's mean and standard deviation under the reference."""
+class Scale(NamedTuple):
+    """Mean and standard deviation of a score under the reference."""
 
     mean: float
     std: float
+
+    def normalise(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores in standard deviations from the reference's mean."""
+        return (scores - self.mean) / self.std
+
+
+class Reward(NamedTuple):
+    """What is maximised: `score` of whole episodes, `(episodes,)`, and its scale.
+
+    `forward_flops` are a token's, of the model that scores; 0 where none does.
+    """
+
+    score: Score
+    scale: Scale
+    forward_flops: float = 0.0
 
 
 class Rollout(NamedTuple):
@@ -67,41 +89,75 @@ class Rollout(NamedTuple):
 
 def train_ppo(
     models: Models,
-    tokenizer: Any,
+    reward: Reward,
+    critic_scale: Scale,
+    engine: Engine,
     prompts: list[list[int]],
     settings: PPOTraining,
     *,
+    pad: int,
     label: str,
     beta: float,
+    target_kl: float,
     peak_rate: float,
     seed: int,
-    scale: ScoreScale,
     precision: str,
     fingerprint: str,
     on_step: Callable[[dict[str, Any]], None] | None = None,
-) -> loop.Trained:
-    """Train policy and critic in place; return a metrics row for each iteration.
+    hand_over: Callable[[list[Encoded]], None] | None = None,
+    probe: Callable[[int], dict[str, float]] | None = None,
+) -> tuple[loop.Trained, dict[str, float]]:
+    """Train policy and critic in place; return a metrics row for each iteration, and times.
 
-    `reward/score` is the normalised score, `reward/kl` the mean summed log-ratio (nats a
-    sequence), `objective` = score - beta kl; `ratio_start` is the mean probability ratio in the
-    first pass (1 unless something is wrong); `explained_variance` is the critic's.
+    docs/metrics.md explains the rows. The times are mean seconds an iteration of each phase
+    (`sync`, `rollout`, `scoring`, `update`) in this process; no result depends on them.
+
+    Args:
+        critic_scale: of the critic's raw output, which is the reward model's at the start.
+        engine: draws the episodes; one of other weights than `models.policy` needs `hand_over`.
+        prompts: token ids; each iteration takes `batch_size` of them, in an order by seed.
+        beta: coefficient of the KL in the reward; with a target, where it starts.
+        target_kl: nats a completion that the coefficient is adapted to; 0: it stays.
+        hand_over: gives the engine the policy's weights, before each rollout; called with a few
+            episodes of the last one (or prompts) to compare log-probabilities on.
+        probe: called with the iterations done; what it returns joins the row.
+
+    Raises:
+        UserError: the policy is not the reference at the start; or a metric is not finite.
     """
-    pad = tokenizer.pad_token_id
-    engine = HFEngine(models.policy, tokenizer, batch_size=settings.batch_size)
     # Two groups: each is clipped by its own norm, so that neither drowns the other.
     groups = [{"params": list(model.parameters())} for model in (models.policy, models.critic)]
     optimizer = make_optimizer(settings, groups, eps=1e-5)
+    rows: list[dict[str, Any]] = []
+    clock = _Clock()
+    known: list[Encoded] = []  # some of the last rollout
 
     def update(step: int) -> dict[str, float]:
         indices = loop.batch_indices(len(prompts), settings.batch_size, seed, step)
-        episodes, finished = _draw(engine, [prompts[i] for i in indices], settings, seed, step)
-        with torch.no_grad(), autocast(precision):
-            rollout, figures = _rollout(models, episodes, finished, settings, pad, beta, scale)
+        asked = [prompts[i] for i in indices]
+        coefficient = _coefficient(rows, settings, beta, target_kl)
+        if hand_over is not None:
+            with clock.phase("sync"):
+                hand_over(known or [Encoded(ids[:1], ids[1:]) for ids in asked if len(ids) > 1][:8])
+        with clock.phase("rollout"):
+            episodes, finished = _draw(engine, asked, settings, seed, step)
+        known[:] = episodes[:8]
+        with clock.phase("scoring"), torch.no_grad():
+            rollout, figures = _score(
+                models, reward, critic_scale, episodes, finished, settings, pad, coefficient,
+                precision,
+            )  # fmt: skip
+        _require_reference(step, figures)
         rate = learning_rate(settings, peak_rate, step, settings.iterations)
         warming = step < settings.critic_warmup
-        figures |= _improve(models, rollout, settings, optimizer, rate, warming, scale, precision)
-        tokens = int(rollout.batch.attention_mask.sum()) * (settings.epochs + 1)
-        return {**figures, "learning_rate": rate, "tokens": tokens}
+        with clock.phase("update"):
+            figures |= _improve(
+                models, critic_scale, rollout, settings, optimizer, rate, warming,
+                seed * 1_000_003 + step, precision,
+            )  # fmt: skip
+        figures |= _cost(models, reward, rollout, settings.epochs, warming)
+        row = {**figures, "kl_coefficient": coefficient, "learning_rate": rate}
+        return row | (probe(step + 1) if probe else {})
 
     models.policy.train()
     models.critic.train()
@@ -113,41 +169,52 @@ def train_ppo(
         optimizer=optimizer,
         fingerprint=fingerprint,
         checkpoint_seconds=settings.checkpoint_seconds,
-        show=("reward/score", "reward/kl"),
+        show=("reward/score", "kl"),
         on_step=on_step,
+        history=rows,
     )
     models.policy.eval()
-    return trained
+    return trained, clock.means()
 
 
 def reference_scale(
-    models: Models,
-    tokenizer: Any,
+    score: Score,
+    engine: Engine,
     prompts: list[list[int]],
     settings: PPOTraining,
     *,
     seed: int,
-    precision: str,
-) -> ScoreScale:
-    """Mean and standard deviation of the scores of pi_ref's own completions (Ziegler et al.)."""
-    engine = HFEngine(models.reference, tokenizer, batch_size=settings.batch_size)
+) -> Scale:
+    """Mean and standard deviation of the scores of pi_ref's own completions (Ziegler et al.).
+
+    Args:
+        engine: of the reference.
+    """
     asked = [prompts[i] for i in loop.shuffled(len(prompts), seed, 0)[:SCALE_EPISODES]]
     episodes, _ = _draw(engine, asked, settings, seed, -1)
-    scores = all_sequence_scores(
-        models.reward,
-        episodes,
-        pad=tokenizer.pad_token_id,
-        batch_size=settings.micro_batch_size,
-        precision=precision,
+    scores = score(episodes)
+    return Scale(float(scores.mean()), max(float(scores.std()), 1e-6))
+
+
+def _coefficient(rows: Rows, settings: PPOTraining, beta: float, target_kl: float) -> float:
+    """Of the KL in the reward of this iteration: a function of the rows so far."""
+    if not target_kl or len(rows) <= settings.critic_warmup:
+        return beta
+    last = rows[-1]
+    return adapted_coefficient(
+        last["kl_coefficient"],
+        last["kl"],
+        target=target_kl,
+        episodes=settings.batch_size,
+        horizon=settings.kl_horizon,
     )
-    return ScoreScale(float(scores.mean()), max(float(scores.std()), 1e-6))
 
 
 def _draw(
-    engine: HFEngine, prompts: list[list[int]], settings: PPOTraining, seed: int, step: int
+    engine: Engine, prompts: list[list[int]], settings: PPOTraining, seed: int, step: int
 ) -> tuple[list[Encoded], torch.Tensor]:
     """Episodes at T = 1, longest first (so that micro-batches hold little padding)."""
-    first = (seed * 1_000_003 + step + 1) * settings.batch_size
+    first = (seed * 1_000_003 + step + 1) * 1_000_003
     requests = [
         Request(ids, 1.0, first + n, settings.max_new_tokens) for n, ids in enumerate(prompts)
     ]
@@ -158,36 +225,46 @@ def _draw(
     return episodes, torch.tensor(ended, device=device())
 
 
-def _rollout(
+def _score(
     models: Models,
+    reward: Reward,
+    critic_scale: Scale,
     episodes: list[Encoded],
     finished: torch.Tensor,
     settings: PPOTraining,
     pad: int,
-    beta: float,
-    scale: ScoreScale,
+    coefficient: float,
+    precision: str,
 ) -> tuple[Rollout, dict[str, float]]:
-    """Score the episodes; log-probabilities are the trainer's own, not the sampler's."""
+    """Rewards, values and advantages; log-probabilities are the trainer's, not the sampler's."""
     batch = collate(episodes, pad).to(device())
     mask = batch.completion_mask[:, 1:]
-    parts = _parts(batch, settings.micro_batch_size)
-    ours = [token_statistics(models.policy, part) for part in parts]
-    logps = torch.cat([part.logps for part in ours])
-    entropy = torch.cat([part.entropy for part in ours])
-    theirs = torch.cat([token_statistics(models.reference, part).logps for part in parts])
-    raw = torch.cat([sequence_scores(models.reward, part) for part in parts])
-    values = torch.cat([_critic(models.critic, part, scale) for part in parts])
-    scores = (raw - scale.mean) / scale.std - settings.missing_eos_penalty * (~finished).float()
-    rewards = token_rewards(scores, logps, theirs, mask, beta=beta)
+    logps, theirs, entropy, kl, values = (torch.zeros(mask.shape, device=device()) for _ in "12345")
+    for rows in torch.arange(len(episodes), device=device()).split(settings.micro_batch_size):
+        part = _cut(batch, rows)
+        width = part.input_ids.shape[1] - 1
+        with autocast(precision):
+            tokens = token_statistics(models.policy, models.reference, part)
+            values[rows, :width] = _values(models.critic, part, critic_scale)
+        for store, value in zip((logps, theirs, entropy, kl), tokens, strict=True):
+            store[rows, :width] = value
+    scores = reward.scale.normalise(reward.score(episodes).to(device()))
+    scores = scores - settings.missing_eos_penalty * (~finished).float()
+    rewards = token_rewards(scores, logps, theirs, mask, beta=coefficient)
+    if settings.whiten_rewards:
+        rewards = whiten(rewards, mask, shift_mean=False)
     gains, returns = advantages(rewards, values, mask, gamma=settings.gamma, lam=settings.lam)
-    kl = ((logps - theirs) * mask).sum(-1)
     residual = masked_mean((returns - values) ** 2, mask)
     spread = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+    nats = kl.sum(-1).mean()
     figures = {
         "reward/score": scores.mean(),
-        "reward/kl": kl.mean(),
-        "objective": (scores - beta * kl).mean(),
+        "reward/kl": (logps - theirs).sum(-1).mean(),
+        "kl": nats,
+        "objective": scores.mean() - coefficient * nats,
         "entropy": masked_mean(entropy, mask),
+        "value": masked_mean(values, mask),
+        "return": masked_mean(returns, mask),
         "explained_variance": 1 - residual / spread.clamp_min(1e-8),
         "completion_tokens": mask.sum(-1).float().mean(),
         "finished": finished.float().mean(),
@@ -198,72 +275,123 @@ def _rollout(
 
 def _improve(
     models: Models,
+    critic_scale: Scale,
     rollout: Rollout,
     settings: PPOTraining,
     optimizer: torch.optim.Optimizer,
     rate: float,
     warming: bool,
-    scale: ScoreScale,
+    seed: int,
     precision: str,
 ) -> dict[str, float]:
-    """Take `epochs` optimizer steps, a pass over the rollout each; in warm-up the critic alone."""
-    total = rollout.mask.sum()
+    """Take `epochs` x `minibatches` optimizer steps; in warm-up the critic alone learns.
+
+    A figure is the mean over all tokens of all passes; `ratio_start` and `clip_start` are the
+    first mini-batch's, before any step: 1 and 0.
+    """
     sums: dict[str, float] = {}
-    ratio_start = 1.0
-    for epoch in range(settings.epochs):
-        for part in _split(rollout, settings.micro_batch_size):
-            share = part.mask.sum() / total
+    start: dict[str, float] = {}
+    weight = settings.epochs * float(rollout.mask.sum())
+    norms: list[float] = []
+    for rows in _minibatches(len(rollout.mask), settings, seed):
+        total = rollout.mask[rows].sum()
+        for part in _parts(rollout, rows, settings.micro_batch_size):
             with autocast(precision):
                 with torch.set_grad_enabled(not warming):
-                    now = token_statistics(models.policy, part.batch)
-                values = _critic(models.critic, part.batch, scale)
+                    logps = token_logps(models.policy, part.batch)
+                values = _values(models.critic, part.batch, critic_scale)
             loss = ppo_loss(
-                now.logps,
-                part.logps,
-                part.advantages,
-                values,
-                part.values,
-                part.returns,
-                part.mask,
-                clip=settings.clip,
-                value_clip=settings.value_clip,
-            )
+                logps, part.logps, part.advantages, values, part.values, part.returns, part.mask,
+                clip=settings.clip, value_clip=settings.value_clip,
+            )  # fmt: skip
             value = settings.value_coefficient * loss.value
-            (share * (value if warming else loss.policy + value)).backward()
+            share = part.mask.sum()
+            (share / total * (value if warming else loss.policy + value)).backward()
             for key, figure in loss._asdict().items():
-                sums[key] = sums.get(key, 0.0) + float(figure.detach() * share) / settings.epochs
-            if epoch == 0:
-                ratio = torch.exp((now.logps - part.logps).detach() * part.mask)
-                ratio_start += float((masked_mean(ratio, part.mask) - 1) * share)
-        norm = optimizer_step(optimizer, rate, settings.max_grad_norm)
+                sums[key] = sums.get(key, 0.0) + float(figure.detach() * share) / weight
+                if not norms:
+                    start[key] = start.get(key, 0.0) + float(figure.detach() * share / total)
+        norms.append(optimizer_step(optimizer, rate, settings.max_grad_norm))
     return {
         "policy_loss": sums["policy"],
         "value_loss": sums["value"],
         "clip_fraction": sums["clip_fraction"],
+        "value_clip_fraction": sums["value_clip_fraction"],
         "approx_kl": sums["approx_kl"],
-        "ratio_start": ratio_start,
-        "grad_norm": norm,
+        "ratio_start": start["ratio"],
+        "clip_start": start["clip_fraction"],
+        "grad_norm": sum(norms) / len(norms),
     }
 
 
-def _critic(critic: nn.Module, batch: Batch, scale: ScoreScale) -> torch.Tensor:
+def _minibatches(count: int, settings: PPOTraining, seed: int) -> Iterator[torch.Tensor]:
+    """Episodes of each optimizer step, longest first: a new split of the rollout each epoch."""
+    for epoch in range(settings.epochs):
+        generator = torch.Generator().manual_seed(seed * 1_009 + epoch)
+        order = torch.randperm(count, generator=generator).to(device())
+        for rows in order.tensor_split(settings.minibatches):
+            yield rows.sort().values  # a rollout's episodes are in order of length
+
+
+def _parts(rollout: Rollout, rows: torch.Tensor, size: int) -> Iterator[Rollout]:
+    """Micro-batches, each cut to its own longest episode."""
+    for some in rows.split(size):
+        batch = _cut(rollout.batch, some)
+        width = batch.input_ids.shape[1] - 1
+        yield Rollout(batch, *(tensor[some, :width] for tensor in rollout[1:]))
+
+
+def _cut(batch: Batch, rows: torch.Tensor) -> Batch:
+    """Some of a batch's sequences, without the padding that all of them share."""
+    longest = int(batch.attention_mask[rows].sum(-1).max())
+    return Batch(*(tensor[rows, :longest] for tensor in batch))
+
+
+def _values(critic: nn.Module, batch: Batch, scale: Scale) -> torch.Tensor:
     """Expected normalised return before each completion token, zero elsewhere."""
     raw = token_values(critic, batch)[:, :-1]
-    return (raw - scale.mean) / scale.std * batch.completion_mask[:, 1:]
+    return scale.normalise(raw) * batch.completion_mask[:, 1:]
 
 
-def _parts(batch: Batch, size: int) -> list[Batch]:
-    return [
-        Batch(*fields) for fields in zip(*(tensor.split(size) for tensor in batch), strict=True)
-    ]
+def _require_reference(step: int, figures: dict[str, float]) -> None:
+    """Before the first step policy and reference are one: KL(pi_ref || pi_ref) = 0."""
+    if step == 0 and not abs(figures["kl"]) <= START_KL:
+        raise UserError(
+            f"before training the policy's KL from the reference is {figures['kl']:.1e} nats a "
+            "completion, not 0: they are not the same model, or one of them has dropout on"
+        )
 
 
-def _split(rollout: Rollout, size: int) -> list[Rollout]:
-    """Micro-batches, each cut to its own longest episode."""
-    found = []
-    rest = zip(*(tensor.split(size) for tensor in rollout[1:]), strict=True)
-    for batch, fields in zip(_parts(rollout.batch, size), rest, strict=True):
-        longest = int(batch.attention_mask.sum(-1).max())
-        cut = Batch(*(tensor[:, :longest] for tensor in batch))
-        found.append(Rollout(cut, *(tensor[:, : longest - 1] for tensor in fields)))
-    return found
+def _cost(
+    models: Models, reward: Reward, rollout: Rollout, epochs: int, warming: bool
+) -> dict[str, float]:
+    """Tokens and FLOPs of an iteration: a forward pass is 2 a parameter and token, a backward 4.
+
+    The rollout is one forward pass (each token once, with a cache), the scoring one of each
+    model, the update three (a forward and a backward) of policy and critic in each epoch.
+    """
+    policy, critic = forward_flops(models.policy), forward_flops(models.critic)
+    tokens = float(rollout.batch.attention_mask.sum())
+    scoring = policy + forward_flops(models.reference) + critic + reward.forward_flops
+    update = epochs * (policy * (1 if warming else 3) + critic * 3)
+    return {
+        "tokens": tokens * epochs,
+        "sampled_tokens": float(rollout.mask.sum()),
+        "flops": tokens * (policy + scoring + update),
+    }
+
+
+class _Clock:
+    """Seconds that each phase took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds.setdefault(name, []).append(time.perf_counter() - began)
+
+    def means(self) -> dict[str, float]:
+        return {name: sum(spent) / len(spent) for name, spent in self.seconds.items()}

@@ -31,8 +31,10 @@ def train_reward(
     precision: str,
     fingerprint: str,
     on_step: Callable[[dict[str, Any]], None] | None = None,
-) -> tuple[loop.Trained, dict[str, float]]:
-    """Train in place on (chosen, rejected) sequences; return metrics and held-out figures.
+) -> tuple[loop.Trained, dict[str, float], list[float]]:
+    """Train in place on (chosen, rejected) sequences; return metrics, and how it does held out.
+
+    That is figures under `eval/`, and each held-out pair's margin r_w - r_l.
 
     Metrics of a step: `loss`, `accuracy`, `margin` (means over pairs), `grad_norm`,
     `learning_rate`, `tokens`.
@@ -88,9 +90,11 @@ def train_reward(
         return all_sequence_scores(model, sequences, pad=pad, batch_size=size, precision=precision)
 
     figures: dict[str, float] = {}
+    margins: list[float] = []
     if held_out[0]:
         first, second = scores(held_out[0]), scores(held_out[1])
         figures["eval/loss"] = float(bradley_terry_loss(first, second).mean())
         figures["eval/accuracy"] = float((first > second).float().mean())
         figures["eval/pairs"] = float(len(first))
-    return trained, figures
+        margins = (first - second).tolist()
+    return trained, figures, margins

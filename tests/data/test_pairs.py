@@ -15,9 +15,11 @@ import yaml
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
+import tasks._pairs
 import tasks.dpo
 import tasks.reference
 import tasks.reward
+import tasks.unlikelihood
 from betaflow.config import DataSettings, PairsSettings, Params
 from betaflow.data.formats import read_pairs
 from betaflow.data.pairs import human_pairs
@@ -193,6 +195,7 @@ def workspace(
         Path(name).symlink_to(repository / name)
     shutil.copytree(tiny, "out/sft")
     Path("out/pairs").mkdir()
+    write_jsonl("out/data/prompts_eval.jsonl", [])  # of the curve, which is off
 
     def dpo(_: Any, pairs: Any, held_out: Any, *__: Any, fingerprint: str, **___: Any) -> None:
         sides = [pairs.chosen, pairs.rejected, held_out.chosen, held_out.rejected]
@@ -201,7 +204,7 @@ def workspace(
     def reward(_: Any, pairs: Any, held_out: Any, *__: Any, fingerprint: str, **___: Any) -> None:
         raise Trained([*pairs, *held_out], fingerprint)
 
-    monkeypatch.setattr(tasks.dpo, "train_dpo", dpo)
+    monkeypatch.setattr(tasks._pairs, "train_dpo", dpo)
     monkeypatch.setattr(tasks.reward, "train_reward", reward)
     monkeypatch.setattr(tracking, "training_run", lambda *_: nullcontext(tracking.StepLog()))
     return tmp_path
@@ -214,7 +217,14 @@ def begun(stage: Callable[[], None]) -> tuple[list[list[Encoded]], str]:
 
 
 def dpo_arm() -> None:
-    tasks.dpo.main(argparse.Namespace(beta=0.1, learning_rate=0.001, seed=0))
+    tasks.dpo.main(argparse.Namespace(method="dpo", beta=0.1, learning_rate=0.001, seed=0))
+
+
+def unlikelihood_arm() -> None:
+    tasks.unlikelihood.main(argparse.Namespace(alpha=0.5, learning_rate=0.001, seed=0))
+
+
+STAGES = (dpo_arm, unlikelihood_arm, tasks.reward.main)
 
 
 def configure(repository: Path, **pairs: Any) -> PairsSettings:
@@ -247,7 +257,7 @@ def test_reference_dpo_and_reward_read_the_same_tokens_and_know_the_limits(
         table = pd.read_parquet(f"out/reference/{split}.parquet")
         lengths += [table[f"{name}_tokens"].tolist() for name in SIDES]
     assert lengths == [[len(sequence.completion) for sequence in side] for side in expected]
-    first = {stage: begun(stage) for stage in (dpo_arm, tasks.reward.main)}
+    first = {stage: begun(stage) for stage in STAGES}
     assert all(sides == expected for sides, _ in first.values())
 
     other = "keep_start" if mode == "keep_end" else "keep_end"

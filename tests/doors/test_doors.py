@@ -29,7 +29,7 @@ pytestmark = pytest.mark.door
 DVC = [sys.executable, "-m", "dvc"]
 ALIGN = [sys.executable, "-m", "flows.align"]
 DPO = "dpo-b0.1-lr0.0003-s0"
-PPO = "ppo-b0.1-lr0.0005-s0"
+PPO = "ppo-b0.1-kl0-lr0.0005-s0"
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,8 @@ def test_an_added_beta_adds_its_arm_alone(parallel: Path, servers: dict[str, str
     redone = {name for name in after if after[name] != before.get(name)}
     mine = (f"out/dpo/{new}/", f"out/samples/{new}", f"out/benchmark/{new}", "out/compare/")
     assert all(any(name.startswith(p) for name in redone) for p in mine)
-    assert {n for n in redone if not n.startswith(mine)} == {"out/arms.json"}
+    lists = {"out/arms.json", "out/unlikelihood/arms.json"}
+    assert {n for n in redone if not n.startswith(mine)} == lists
     table = pd.read_csv(parallel / "out/compare/table.csv")
     assert list(dict.fromkeys(table.arm)) == ["sft", DPO, new, PPO]
 

@@ -34,6 +34,8 @@ SMALL_WORLD: dict[str, Any] = {
     "ppo.training.iterations": 2,
     "ppo.training.batch_size": 16,
     "ppo.training.critic_warmup": 0,
+    "optimum.samples": 32,
+    "best_of_n.grid.n": [],
     "sample.temperatures": [0.0, 1.0],
     "sample.seeds": [0],
     "sample.prompts": 12,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from betaflow.objectives.bradley_terry import bradley_terry_loss, preference_probability
 from betaflow.objectives.ppo import (
+    adapted_coefficient,
     advantages,
     last_token,
     masked_mean,
@@ -59,8 +61,9 @@ def test_the_first_pass_has_ratio_one_and_clips_nothing() -> None:
     loss = ppo_loss(
         logps, logps.detach(), gain, values, values, values, MASK, clip=0.2, value_clip=0.2
     )
-    assert loss.clip_fraction == 0
+    assert loss.clip_fraction == loss.value_clip_fraction == 0
     assert loss.approx_kl == 0
+    assert loss.ratio == 1
     assert loss.value == 0
     (gradient,) = torch.autograd.grad(loss.policy, logps)
     torch.testing.assert_close(gradient, -gain * MASK / MASK.sum())
@@ -86,6 +89,7 @@ def test_the_value_loss_takes_the_worse_of_the_clipped_and_the_plain_error() -> 
         clip=0.2, value_clip=0.2,
     )  # fmt: skip
     torch.testing.assert_close(loss.value, torch.tensor(0.5 * 0.8**2))
+    assert loss.value_clip_fraction == 1
 
 
 def test_bradley_terry() -> None:
@@ -93,3 +97,22 @@ def test_bradley_terry() -> None:
     found = bradley_terry_loss(chosen, rejected)
     torch.testing.assert_close(found, torch.tensor([0.313262, 0.693147]), atol=1e-5, rtol=0)
     torch.testing.assert_close(preference_probability(chosen, rejected), torch.exp(-found))
+
+
+def test_whitening_may_keep_the_mean() -> None:
+    values = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 6.0, 0.0]])
+    found = whiten(values, MASK, shift_mean=False)
+    torch.testing.assert_close(masked_mean(found, MASK), torch.tensor(3.0))
+    torch.testing.assert_close(masked_mean((found - 3.0) ** 2, MASK), torch.tensor(1.0))
+    assert (found[~MASK] == 0).all()
+
+
+def test_the_coefficient_follows_the_kl_and_no_faster_than_a_fifth() -> None:
+    def after(kl: float) -> float:
+        return adapted_coefficient(0.1, kl, target=4.0, episodes=50, horizon=100)
+
+    assert after(4.0) == 0.1
+    assert after(4.4) == pytest.approx(0.1 * (1 + 0.1 * 0.5))
+    assert after(3.6) == pytest.approx(0.1 * (1 - 0.1 * 0.5))
+    assert after(400.0) == pytest.approx(0.1 * (1 + 0.2 * 0.5))
+    assert after(0.0) == pytest.approx(0.1 * (1 - 0.2 * 0.5))

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from betaflow.data.tokenise import Encoded, collate
 from betaflow.errors import UserError
 from betaflow.evaluation.kl import batch_kl, sequence_kl
+from betaflow.policy import logps
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
 from betaflow.policy.logps import sequence_logps, token_statistics
 from betaflow.policy.rewards import all_sequence_scores, token_values
@@ -22,13 +23,22 @@ SEQUENCES = [
 ]
 
 
-def test_token_statistics_add_up(tiny: Path) -> None:
-    model = load_policy(tiny).eval()
+def test_token_statistics_add_up(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the chunk: of one position, of a few, of all."""
+    model, other = load_policy(tiny).eval(), load_policy(tiny).eval()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.1)
     batch = collate(SEQUENCES, pad=0)
-    tokens = token_statistics(model, batch)
-    torch.testing.assert_close(tokens.logps.sum(-1), sequence_logps(model, batch))
-    assert (tokens.entropy[tokens.mask] > 0).all()
-    assert (tokens.logps[~tokens.mask] == 0).all()
+    mask = batch.completion_mask[:, 1:]
+    whole = token_statistics(model, other, batch)
+    for size in (1, 3):
+        monkeypatch.setattr(logps, "CHUNK", size * model.config.vocab_size)
+        torch.testing.assert_close(token_statistics(model, other, batch), whole)
+    torch.testing.assert_close(whole.logps.sum(-1), sequence_logps(model, batch))
+    torch.testing.assert_close(whole.reference_logps.sum(-1), sequence_logps(other, batch))
+    assert (whole.entropy[mask] > 0).all()
+    assert (whole.kl[mask] > 0).all()
+    assert all((value[~mask] == 0).all() for value in whole)
 
 
 def test_kl_is_zero_against_itself_and_the_full_sum_against_another(tiny: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from betaflow.config import Arm, Params, arms, load_params
 from betaflow.io import write_json, write_jsonl
+from betaflow.report.frontier_files import write_frontier
 
 Workspace = Callable[..., Params]
 NASTY = '<script>alert("x")</script> & </pre>\x00\x1b[31m \u202eevil'
@@ -57,12 +58,12 @@ def samples(params: Params, arm: Arm, quality: float, *, gold: bool, text: str) 
 def metric_rows(arm: Arm) -> list[dict[str, Any]]:
     """A training run's log that looks like one."""
     random = np.random.default_rng(3)
-    if arm.method == "ppo":
+    if arm.stage == "ppo":
         return [
             {
                 "step": i,
                 "reward/score": 1 - np.exp(-i / 20) + random.normal() / 10,
-                "reward/kl": i / 15 + random.normal() / 10,
+                "kl": i / 15 + random.normal() / 10,
             }
             for i in range(60)
         ]
@@ -78,6 +79,7 @@ def metric_rows(arm: Arm) -> list[dict[str, Any]]:
     ]
 
 
+COST = {"train_tokens": 123456, "train_flops": 1e12}
 QUALITY = {"sft": 0.0, 0.1: 2.0, 0.3: 1.9, 1.0: 1.2, 3.0: 0.6}
 
 
@@ -86,25 +88,32 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Make every input under `tmp_path/out`, go there, and return its params."""
 
     def make(
-        *, gold: bool = True, text: str = "fine", prompts: int = 40, resamples: int = 200
+        *,
+        gold: bool = True,
+        text: str = "fine",
+        prompts: int = 40,
+        resamples: int = 200,
+        every_method: bool = False,
+        draws: int = 0,
     ) -> Params:
         monkeypatch.chdir(tmp_path)
         root = Path(__file__).resolve().parents[2]
         params = load_params(root / "params.yaml")
         # A sweep of its own: these tests name arms, whatever the default's grid is.
-        grids = {
-            name: getattr(params, name).grid.model_copy(
-                update={"beta": beta, "learning_rate": rate}
-            )
-            for name, beta, rate in (
-                ("dpo", [0.1, 0.3, 1.0, 3.0], [0.001]),
-                ("ppo", [0.1], [0.0003]),
-            )
+        points: dict[str, dict[str, Any]] = {
+            "dpo": {"beta": [0.1, 0.3, 1.0, 3.0], "learning_rate": [0.001]},
+            "ppo": {"beta": [0.1], "learning_rate": [0.0003]},
         }
-        sections = {
-            name: getattr(params, name).model_copy(update={"grid": grid})
-            for name, grid in grids.items()
-        }
+        if every_method:
+            points["dpo"] |= {"method": ["dpo", "ipo", "slic"], "beta": [0.1, 1.0]}
+            points["unlikelihood"] = {"alpha": [0, 0.5], "learning_rate": [0.001]}
+            points["ppo"] |= {"method": ["ppo", "ppo_gt"], "target_kl": [0, 6]}
+            points["best_of_n"] = {"n": [4, 16]}
+        sections = {}
+        for name, changes in points.items():
+            section = getattr(params, name)
+            grid = section.grid.model_copy(update=changes)
+            sections[name] = section.model_copy(update={"grid": grid})
         params = params.model_copy(update=sections)
         compare: dict[str, Any] = {"bootstrap": resamples, "report_samples": 3}
         compare |= {} if gold else {"judge": "reward_model"}
@@ -121,15 +130,24 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         write_json(out / "arms.json", [{"name": a.name, **a.model_dump()} for a in sweep])
         (out / "samples").mkdir(parents=True, exist_ok=True)
         for arm in sweep:
-            quality = 1.3 if arm.method == "ppo" else QUALITY[arm.beta or "sft"]
+            quality = 1.3 if arm.stage == "ppo" else QUALITY[arm.beta or "sft"]
+            quality += {"ipo": -0.1, "slic": -0.2, "unlikelihood": 0.5}.get(arm.method, 0.0)
+            quality += (arm.n or 0) / 4
             table = samples(params, arm, quality, gold=gold, text=text)
+            if not arm.has_model:
+                table = table[(table["temperature"] == 1.0) & (table["domain"] == "in")]
             table.to_parquet(out / "samples" / f"{arm.name}.parquet")
+            if not arm.has_model:
+                continue
             folder = out / arm.model_dir.relative_to("out")
-            write_json(folder / "summary.json", {"arm": arm.name, "train_tokens": 123456})
+            write_json(folder / "summary.json", {**COST, "arm": arm.name})
             write_jsonl(folder / "metrics.jsonl", metric_rows(arm))
             write_json(out / "benchmark" / f"{arm.name}.json", benchmark(quality))
             write_json(out / ".local/timings" / f"{arm.name}.json", {"train_seconds": 41.25})
         write_json(out / ".local/timings/reward.json", {"train_seconds": 12.0})
+        for stage, flops in (("reward", 6e12), ("reference", 2e12)):
+            write_json(out / stage / "summary.json", {"train_flops": flops})
+        write_frontier_files(params, out, draws)
         write_json(out / "data/statistics.json", {"kept": {"sft_train": 16000}})
         write_json(
             out / "pairs/statistics.json", {"train": {"pairs": 4860}, "eval": {"pairs": 540}}
@@ -137,6 +155,27 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         return params
 
     return make
+
+
+def write_frontier_files(params: Params, out: Path, draws: int) -> None:
+    """What the stage `frontier` writes: with an optimum where there are draws."""
+    if not draws:
+        nothing = {"optimum": None, "arms": [], "methods": [], "violations": []}
+        write_json(out / "frontier/frontier.json", nothing)
+        return
+    sft = pd.read_parquet(out / "samples/sft.parquet")
+    prompts = sft[sft["domain"] == "in"].groupby("prompt_id")["gold_reward"].mean()
+    random = np.random.default_rng(1)
+    rewards = prompts.to_numpy()[:, None] + 1.5 * random.normal(size=(len(prompts), draws))
+    (out / "optimum").mkdir()
+    pd.DataFrame(
+        {
+            "prompt_id": np.repeat(prompts.index, draws),
+            "draw": np.tile(np.arange(draws), len(prompts)),
+            "gold_reward": rewards.ravel(),
+        }
+    ).to_parquet(out / "optimum/draws.parquet")
+    write_frontier(params, out / "frontier")
 
 
 def benchmark(quality: float) -> dict[str, Any]:

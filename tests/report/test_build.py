@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from betaflow.config import Params
+from betaflow.config import Arm, Params
 from betaflow.errors import UserError
 from betaflow.report.build import build, render
 from betaflow.report.table import console_rows, console_table
@@ -20,7 +20,7 @@ Workspace = Callable[..., Params]
 
 
 DPO = "dpo-b0.1-lr0.001-s0"
-PPO = "ppo-b0.1-lr0.0003-s0"
+PPO = "ppo-b0.1-kl0-lr0.0003-s0"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -78,8 +78,9 @@ def test_tables(workspace: Workspace, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "table.json").read_text())
     assert [line["arm"] for line in lines] == [row["arm"] for row in rows]
     assert len(rows) == 6 * 3
-    needed = ["arm", "method", "beta", "learning_rate", "seed", "temperature"]
-    assert list(lines[0])[:6] == needed
+    grid = ["beta", "alpha", "target_kl", "n", "scorer", "learning_rate", "seed"]
+    needed = ["arm", "method", *grid, "temperature"]
+    assert list(lines[0])[:10] == needed
     for name in ("gold_reward", "kl", "win_rate_vs_sft", "win_rate_vs_ppo"):
         for line, row in zip(lines, rows, strict=True):
             assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
@@ -88,6 +89,34 @@ def test_tables(workspace: Workspace, tmp_path: Path) -> None:
     assert rows[0]["beta"] is None
     assert lines[3]["train_seconds"] == "41.25"
     assert "betaflow_cloze/acc_vs_sft" in lines[0]
+
+
+def test_every_method_is_an_arm_like_the_others(workspace: Workspace, tmp_path: Path) -> None:
+    params = workspace(every_method=True)
+    build(params, tmp_path)
+    rows = render(params, tmp_path)
+    temperatures: dict[str, list[float]] = {}
+    for row in rows:
+        temperatures.setdefault(row["arm"], []).append(row["temperature"])
+    assert len(temperatures) == 1 + 3 * 2 + 2 + 2 * 2 + 2 * 2
+    for arm, found in temperatures.items():
+        assert found == ([1.0] if arm.startswith("best_of_n") else [0.0, 0.5, 1.0])
+    chosen = next(row for row in rows if row["arm"] == "best_of_n-gold-n16")
+    point = {name: chosen[name] for name in Arm.model_fields}
+    assert point == Arm(method="best_of_n", n=16, scorer="gold").model_dump()
+    assert chosen["train_tokens"] is None
+    assert chosen["train_seconds"] is None
+    assert "betaflow_cloze/acc" not in chosen
+    # It wins most, and is no policy.
+    assert chosen["win_rate_vs_sft"] > 0.9 > chosen["win_rate_vs_ppo_low"] > 0.5
+    document = json.loads((tmp_path / "estimates.json").read_text())
+    assert document["best"] == DPO
+    assert document["ppo_arm"] == PPO
+    assert len(document["leads"]) == 11
+    assert all("best_of_n" not in row["arm"] for row in document["leads"])
+    drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
+    trained = ("dpo", "ipo", "slic", "preferred_ft", "unlikelihood", "ppo", "ppo_gt")
+    assert drawn == {"reward_kl", "win_rate", *(f"training_{method}" for method in trained)}
 
 
 def test_metrics_are_flat_numbers_per_arm(workspace: Workspace, tmp_path: Path) -> None:

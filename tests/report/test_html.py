@@ -68,7 +68,8 @@ def test_page_shows_the_numbers_and_says_how_sure(source: str) -> None:
     text = Page(source).text
     for part in ("40 held-out prompts", "95% interval", "betaflow_cloze: 400 documents", "Limits"):
         assert part in text
-    assert "β = 0.1, 0.3, 1, 3" in text
+    assert "4 DPO arms and 1 PPO arm" in text
+    assert "β: 0.1, 0.3, 1.0, 3.0; rate: 0.001" in text
     assert "4,860 preference pairs" in text
 
 

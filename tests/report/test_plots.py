@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
 
-from betaflow.config import Params
+from betaflow.config import Method, Params
 from betaflow.io import read_json
 from betaflow.report.build import build
+from betaflow.report.methods import LABELS, LOOKS, colours, label, setting
 from betaflow.report.plots import (
-    PLOTS,
-    arm_colours,
+    CURVES,
     reward_against_kl,
     running_mean,
+    titles,
     win_rates,
     write_plots,
 )
@@ -24,8 +29,7 @@ Workspace = Callable[..., Params]
 
 
 def test_plots_hold_no_date_and_no_version(workspace: Workspace, tmp_path: Path) -> None:
-    build(workspace(), tmp_path)
-    for name in PLOTS:
+    for name in titles(build(workspace(), tmp_path)):
         content = (tmp_path / "plots" / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
         assert struct.unpack(">I", content[16:20])[0] > 900
@@ -35,12 +39,73 @@ def test_plots_hold_no_date_and_no_version(workspace: Workspace, tmp_path: Path)
 
 def test_an_arm_has_one_colour_and_arms_differ(workspace: Workspace, tmp_path: Path) -> None:
     rows = build(workspace(), tmp_path)
-    colours = arm_colours(rows)
-    assert len(set(colours.values())) == len(colours) == 6
+    shades = colours(rows)
+    assert len(set(shades.values())) == len(shades) == 6
     figure = reward_against_kl(rows, "gold")
     drawn = [np.asarray(line.get_xdata()) for line in figure.axes[0].lines]
     (joined,) = (kl for kl in drawn if len(kl) == 4)
     assert (np.diff(joined) < 0).all()  # beta rises, KL falls
+
+
+# What is left of linear red, green and blue (Machado et al. 2009, severity 1), by row.
+SIGHT = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+def lab(linear: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* of linear sRGB, in which equal distances look about equally far."""
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = np.array(to_xyz) @ linear.clip(0, 1) / [0.9505, 1, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_methods_are_told_apart_by_every_reader(sight: str) -> None:
+    seen = {}
+    for name, look in LOOKS.items():
+        srgb = np.array(to_rgb(look.first))
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        seen[name] = lab(np.array(SIGHT[sight]) @ linear)
+    for (one, here), (other, there) in combinations(seen.items(), 2):
+        assert np.linalg.norm(here - there) > 20, (one, other)
+    assert len({look.marker for look in LOOKS.values()}) == len(LOOKS)
+
+
+def test_every_method_has_a_name_a_look_and_a_legend_entry(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    rows = build(workspace(every_method=True, prompts=12), tmp_path)
+    assert set(LABELS) == set(get_args(Method)) == {row["method"] for row in rows}
+    assert {label(row) for row in rows} == set(LOOKS)
+    assert set(CURVES) == set(LABELS) - {"sft", "best_of_n"}
+    figure = reward_against_kl(rows, "gold")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(LOOKS)
+    joined = [line for line in figure.axes[0].lines if len(np.asarray(line.get_xdata())) == 2]
+    assert len(joined) >= 5  # DPO, IPO, SLiC and both of Best-of-N
+    words = {row["arm"]: f"{label(row)}: {setting(row)}" for row in rows}
+    assert words["dpo-b0.1-lr0.001-s0"] == "DPO: β = 0.1"
+    assert words["unlikelihood-a0-lr0.001-s0"] == "Preferred-FT: "
+    assert words["unlikelihood-a0.5-lr0.001-s0"] == "Unlikelihood: α = 0.5"
+    assert words["ppo_gt-b0.1-kl6-lr0.0003-s0"] == "PPO-GT: β = 0.1, target KL = 6"
+    assert words["best_of_n-gold-n16"] == "Best-of-N (gold): n = 16"
 
 
 def test_missing_numbers_are_left_out(workspace: Workspace, tmp_path: Path) -> None:

@@ -12,61 +12,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 import yaml
-from preferences import sequences
 from safetensors.torch import load_file
 
 from betaflow.config import load_params
 from betaflow.data.tokenise import Limits
-from betaflow.policy.loading import load_policy, load_tokenizer
-from betaflow.policy.scorer import Scorer, all_sequence_logps
-from tasks._inputs import encode_pairs
-from tasks._training import training_fingerprint
+from tasks._inputs import stage_fingerprint
 
 LIMITS = Limits("drop", 64, 96)
 ARM = "dpo-b0.5-lr0.001-s0"
-STAGE = [sys.executable, "-m", "tasks.dpo", "--beta", "0.5", "--learning-rate", "0.001"]
+GRID = ["--method", "dpo", "--beta", "0.5", "--learning-rate", "0.001"]
+STAGE = [sys.executable, "-m", "tasks.dpo", *GRID]
 QUICK = {
     "epochs": 2.0, "batch_size": 8, "micro_batch_tokens": 60, "warmup_steps": 0, "threads": 1,
     "checkpoint_seconds": 1.0e-9,
 }  # fmt: skip
-
-
-@pytest.fixture
-def workspace(tiny: Path, repository: Path, tmp_path: Path) -> Path:
-    """What the stage reads: a model, 40 pairs with their reference, code, params."""
-    for name in ("betaflow", "tasks", "dvc.yaml"):
-        (tmp_path / name).symlink_to(repository / name)
-    shutil.copytree(tiny, tmp_path / "out/sft")
-    tokenizer = load_tokenizer(tiny)
-    scorer = Scorer(load_policy(tiny), tokenizer.pad_token_id)
-    for split, count in (("train", 40), ("eval", 10)):
-        rows = []
-        for n, sides in enumerate(
-            zip(sequences(count, True), sequences(count, False), strict=True)
-        ):
-            texts = [tokenizer.decode(s.completion[:-1]) for s in sides]
-            rows.append(
-                {"id": f"{split}-{n}", "prompt": tokenizer.decode(sides[0].prompt[1:]),
-                 "chosen": texts[0], "rejected": texts[1],
-                 "chosen_finished": True, "rejected_finished": n % 3 > 0}
-            )  # fmt: skip
-        (tmp_path / "out/pairs").mkdir(exist_ok=True)
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"out/pairs/{split}.jsonl").write_text(lines)
-        table: dict[str, Any] = {"id": [row["id"] for row in rows]}
-        for side, found in zip(
-            ("chosen", "rejected"), encode_pairs(tokenizer, rows, LIMITS), strict=True
-        ):
-            logps = all_sequence_logps(scorer, found, budget=500, precision="float32")
-            table[f"{side}_logps"] = logps.tolist()
-            table[f"{side}_tokens"] = [len(s.completion) for s in found]
-        (tmp_path / "out/reference").mkdir(exist_ok=True)
-        pd.DataFrame(table).to_parquet(tmp_path / f"out/reference/{split}.parquet")
-    return tmp_path
 
 
 def configure(workspace: Path, repository: Path, **changes: Any) -> None:
@@ -182,5 +144,5 @@ def test_spreading_the_work_does_not_make_another_run(
     for count in (1, 4):
         configure(workspace, repository, processes=count)
         settings = load_params("params.yaml").dpo.training.model_dump()
-        found.append(training_fingerprint("dpo", settings))
+        found.append(stage_fingerprint("dpo", settings))
     assert found[0] == found[1]

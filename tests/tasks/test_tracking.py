@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from betaflow.config import Params
+from betaflow.config import Arm, Params
 from tasks import tracking
 
 ABOUT = {
@@ -52,6 +52,22 @@ def test_a_run_holds_params_steps_final_figures_and_data(workspace: Path, params
     history = tracker.client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in ROWS]
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["out/pairs"]
+
+
+def test_an_arm_without_a_model_is_known_by_its_samples(workspace: Path, params: Params) -> None:
+    samples = workspace / "out/samples/best_of_n-gold-n16.parquet"
+    samples.parent.mkdir()
+    samples.write_bytes(b"draws")
+    arm = Arm(method="best_of_n", scorer="gold", n=16)
+    about = tracking.summary_without_model(arm)
+    tracker = tracking.Tracker(params)
+    run = tracker.arm_run(about)
+    tracker.describe(run, about)
+    found = tracker.client.get_run(run.info.run_id)
+    assert found.data.params == {"method": "best_of_n", "n": "16", "scorer": "gold"}
+    assert tracker.arm_run(tracking.summary_without_model(arm)).info.run_id == run.info.run_id
+    samples.write_bytes(b"other draws")
+    assert tracker.arm_run(tracking.summary_without_model(arm)).info.run_id != run.info.run_id
 
 
 def test_doing_a_stage_again_makes_no_twin_and_no_double_points(

@@ -31,7 +31,7 @@ from betaflow.config import load_params
 from betaflow.data.tokenise import Encoded
 from betaflow.policy.loading import load_policy
 from betaflow.policy.scorer import all_sequence_logps
-from betaflow.training.dpo import ReferencedPairs, train_dpo
+from betaflow.training.dpo import ReferencedPairs, dpo_objective, train_dpo
 from betaflow.training.prepare import prepare
 
 torch.set_num_threads(1)
@@ -52,8 +52,9 @@ def train(folder):
     logps = [all_sequence_logps(scorer, s, budget=200, precision="float32") for s in sides]
     pairs = ReferencedPairs([str(n) for n in range(24)], *sides, *logps)
     say("STARTED")
-    trained, _ = train_dpo(scorer, pairs, pairs, settings, label="dpo", beta=0.1, peak_rate=1e-3,
-        seed=0, precision="float32", fingerprint="a")
+    trained, _ = train_dpo(scorer, pairs, pairs, settings, label="dpo",
+        objective=dpo_objective(settings, 0.1), peak_rate=1e-3, seed=0, precision="float32",
+        fingerprint="a")
     save_file({n: p.detach() for n, p in scorer.named_parameters()}, "weights.safetensors")
     Path("rows.json").write_text(json.dumps(trained.metrics))
 

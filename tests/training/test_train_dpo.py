@@ -15,13 +15,14 @@ from preferences import sequences
 from betaflow.config import LoRASettings, Params
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
-from betaflow.objectives.dpo import LOSSES, dpo_loss
+from betaflow.objectives.dpo import LOSSES, DPOLoss, dpo_loss
+from betaflow.objectives.unlikelihood import unlikelihood_loss
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.policy.lora import adapters, adapters_off, add_adapters, merge_adapters
 from betaflow.policy.scorer import Scorer, all_sequence_logps
 from betaflow.sampling.engine import Request
 from betaflow.sampling.hf_engine import HFEngine
-from betaflow.training.dpo import ReferencedPairs, train_dpo
+from betaflow.training.dpo import Objective, ReferencedPairs, dpo_objective, train_dpo
 from betaflow.training.prepare import prepare
 from betaflow.training.shares import share
 
@@ -49,14 +50,16 @@ def swapped(pairs: ReferencedPairs) -> ReferencedPairs:
 
 def train(tiny: Path, pairs: ReferencedPairs, params: Params, **changes: Any) -> Any:
     """(policy, trained, figures) of a short run; `beta`, `held_out` and callbacks by name."""
+    objective: Objective | None = changes.pop("objective", None)
     options = {name: changes.pop(name) for name in ("show_samples",) if name in changes}
     held_out, beta = changes.pop("held_out", pairs), changes.pop("beta", 0.1)
     policy = changes.pop("policy", None) or load_policy(tiny)
     precision, rate = changes.pop("precision", "float32"), changes.pop("rate", 1e-3)
     settings = params.dpo.training.model_copy(update={**QUICK, "epochs": 4.0, **changes})
     trained, figures = train_dpo(
-        prepare(policy, settings, pad=0), pairs, held_out, settings, label="dpo", beta=beta,
-        peak_rate=rate, seed=0, precision=precision, fingerprint=repr(changes), **options,
+        prepare(policy, settings, pad=0), pairs, held_out, settings, label="dpo",
+        objective=objective or dpo_objective(settings, beta), peak_rate=rate, seed=0,
+        precision=precision, fingerprint=repr(changes), **options,
     )  # fmt: skip
     return policy, trained, figures
 
@@ -123,6 +126,35 @@ def test_every_loss_trains_and_is_the_loss_of_its_pairs(
     if loss != "simpo":  # without a reference each pair starts elsewhere
         assert trained.metrics[0]["loss"] == pytest.approx(float(expected), rel=1e-4)
     assert figures["eval/loss"] < 0.9 * trained.metrics[0]["loss"]
+
+
+def unlikelihood(alpha: float) -> Objective:
+    def objective(*pairs: torch.Tensor) -> DPOLoss:
+        return unlikelihood_loss(*pairs[:4], alpha=alpha)
+
+    return objective
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_unlikelihood_is_trained_like_any_loss_from_the_reference(
+    tiny: Path, params: Params, alpha: float
+) -> None:
+    pairs = pairs_of(tiny)
+    changes = {"objective": unlikelihood(alpha), "batch_size": 24, "rate": 2e-4}
+    with pytest.raises(UserError, match="not that of this model"):
+        other = pairs._replace(reference_rejected=pairs.reference_rejected + 1)
+        train(tiny, other, params, **changes)
+    _, trained, figures = train(tiny, pairs, params, **changes)
+    first, last = trained.metrics[0], trained.metrics[-1]
+    expected = (alpha * pairs.reference_rejected - pairs.reference_chosen).mean()
+    assert first["loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert first["rewards/margin"] == pytest.approx(0, abs=1e-3)
+    assert figures["eval/logps/chosen"] > first["logps/chosen"] + 1
+    assert figures["eval/loss"] < first["loss"] - 1
+    # The rewards are log-ratios: beta is 1.
+    moved = figures["eval/logps/chosen"] - float(pairs.reference_chosen.mean())
+    assert figures["eval/rewards/chosen"] == pytest.approx(moved, rel=1e-3)
+    assert last["rewards/margin"] > first["rewards/margin"]
 
 
 def test_the_sft_term_is_added_a_token(tiny: Path, params: Params) -> None:

@@ -1,0 +1,258 @@
+"""How near every arm comes to the closed-form optimum: the numbers of `frontier.json`.
+
+A function of the stages' outputs and of `compare` and `optimum` in params.yaml. Rewards are the
+gold reward where there is an optimum, or else the judge's. Means are over in-domain prompts, T = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from betaflow.config import Arm, CompareSettings
+from betaflow.errors import UserError
+from betaflow.evaluation.best_of_n import best_of_n
+from betaflow.evaluation.bootstrap import Estimate
+from betaflow.evaluation.frontier import (
+    Area,
+    area_fraction,
+    ceiling,
+    fraction_of_optimum,
+    interval,
+    prompt_means,
+    prompt_weights,
+)
+from betaflow.evaluation.optimum import Array, Optimum, reward_at, trace
+from betaflow.report.estimates import KL_TEMPERATURE, Row, check_samples, judge_column
+from betaflow.report.estimates import interval as mean_interval
+from betaflow.report.methods import label
+
+LOW_KL, HIGH_KL = 1.0, 4.0  # nats: where methods are compared as a whole
+LARGEST_N = 128  # of the curve of Best-of-N, by powers of 2
+ARM_COLUMNS = [f"{name}{end}" for name in ("reward", "kl") for end in ("", "_low", "_high")]
+ARM_COLUMNS += ["optimum", "fraction", "fraction_low", "fraction_high", "note"]
+
+Document = dict[str, Any]
+
+
+class Draws(NamedTuple):
+    """What is known of pi_ref: `rewards` (prompts, draws), and the optimum made of them."""
+
+    prompts: Array
+    rewards: Array
+    found: Optimum
+    minimum_ess: float
+
+    def of(self, prompts: Sequence[str]) -> Draws:
+        """The same of some of the prompts."""
+        rows = np.isin(self.prompts, prompts)
+        rewards = self.rewards[rows]
+        found = trace(rewards, minimum_ess=self.minimum_ess)
+        return Draws(self.prompts[rows], rewards, found, self.minimum_ess)
+
+
+def read_draws(table: pd.DataFrame, minimum_ess: float) -> Draws | None:
+    """`out/optimum/draws.parquet` as a matrix; None where nothing was drawn or no gold is known."""
+    if table.empty or table["gold_reward"].isna().any():
+        return None
+    names = table["prompt_id"].drop_duplicates().to_numpy()
+    rewards = table.sort_values(["prompt_id", "draw"])["gold_reward"].to_numpy()
+    matrix = rewards.reshape(len(names), -1)
+    return Draws(np.sort(names), matrix, trace(matrix, minimum_ess=minimum_ess), minimum_ess)
+
+
+def frontier(
+    arms: Sequence[Arm],
+    samples: Mapping[str, pd.DataFrame],
+    curves: Mapping[str, pd.DataFrame],
+    draws: Draws | None,
+    settings: CompareSettings,
+) -> Document:
+    """The document `frontier.json`, before rounding; `docs/metrics.md` explains its keys.
+
+    Args:
+        arms: the sweep.
+        samples: by arm name, its scored completions.
+        curves: by arm name, its `curve.parquet`, of arms that have one.
+        draws: of pi_ref; None: no optimum, and only the arms are told.
+        settings: the judge and how to resample.
+
+    Raises:
+        UserError: samples that can't be compared, or of other prompts than the draws.
+    """
+    check_samples(arms, samples, settings)
+    reward = judge_column(settings) if draws is None else "gold_reward"
+    own = {arm.name: _own(samples[arm.name]) for arm in arms}
+    if draws is not None:
+        _check_prompts(own, draws)
+    rows = [_arm(arm, own[arm.name], reward, draws, settings) for arm in arms]
+    looks = {name: _looks(table, reward) for name, table in curves.items() if reward in table}
+    return {
+        "reward": reward,
+        "confidence": settings.confidence,
+        "optimum": None if draws is None else _optimum(draws, settings),
+        "best_of_n": [] if draws is None else _best_of_n(draws, settings),
+        "arms": rows,
+        "curves": looks,
+        "methods": [] if draws is None else _methods(arms, own, curves, draws, settings),
+        "violations": [row["arm"] for row in rows if row.pop("above")],
+    }
+
+
+def _own(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["domain"] == "in") & (table["temperature"] == KL_TEMPERATURE)]
+
+
+def _check_prompts(own: Mapping[str, pd.DataFrame], draws: Draws) -> None:
+    for name, table in own.items():
+        if set(table["prompt_id"]) != set(draws.prompts):
+            raise UserError(
+                f"out/optimum and the samples of {name} are not about the same prompts; "
+                "run `dvc repro` again"
+            )
+
+
+def _arm(
+    arm: Arm, own: pd.DataFrame, reward: str, draws: Draws | None, settings: CompareSettings
+) -> Row:
+    """An arm's reward and KL, and its share of the optimum's gain at that KL.
+
+    `above`: whether its reward's interval lies above the optimum's band there, which only chance
+    or an error explains: no policy is better.
+    """
+    gained = mean_interval(own[reward], own["prompt_id"], settings)
+    kl = mean_interval(own["kl"], own["prompt_id"], settings)
+    row: Row = {"arm": arm.name, **arm.model_dump()}
+    row |= _spread("reward", gained) | _spread("kl", kl)
+    row |= dict.fromkeys(ARM_COLUMNS[6:-1]) | {"note": "", "above": False}
+    if draws is None:
+        return row
+    share = fraction_of_optimum(
+        own[reward],
+        own["kl"],
+        own["prompt_id"],
+        draws.found,
+        draws.prompts,
+        resamples=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+    row |= {"optimum": share.optimum, **_spread("fraction", share.fraction), "note": share.note}
+    row["above"] = bool(gained.low > _band(draws, share.kl, settings).high)
+    return row
+
+
+def _band(draws: Draws, kl: float, settings: CompareSettings) -> Estimate:
+    """R* at a KL with its interval; beyond what the draws tell, of the upper bound."""
+    weights = prompt_weights(len(draws.prompts), settings.bootstrap, settings.seed)
+    at = np.full((len(weights), 1), kl)
+    resampled = reward_at(draws.found, at, weights)[:, 0]
+    best = float(reward_at(draws.found, kl))
+    return interval(best, resampled, len(draws.prompts), settings.confidence)
+
+
+def _optimum(draws: Draws, settings: CompareSettings) -> Document:
+    """The optimum's curve and band, up to the KL that the draws tell."""
+    curve = ceiling(
+        draws.found,
+        resamples=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+    return {
+        "prompts": len(draws.prompts),
+        "draws": draws.rewards.shape[1],
+        "trusted_kl": draws.found.trusted_kl,
+        "reference": float(draws.found.reference.mean()),
+        **{name: values.tolist() for name, values in curve._asdict().items()},
+    }
+
+
+def _best_of_n(draws: Draws, settings: CompareSettings) -> list[Row]:
+    """Best-of-N by the gold reward, for n = 1, 2, 4 and on."""
+    largest = min(LARGEST_N, draws.rewards.shape[1])
+    found = []
+    for n in (2**power for power in range(largest.bit_length())):
+        point = best_of_n(
+            draws.rewards,
+            n,
+            resamples=settings.bootstrap,
+            confidence=settings.confidence,
+            seed=settings.seed,
+        )
+        found.append({"n": n, "kl": point.kl, **_spread("reward", point.reward)})
+    return found
+
+
+def _looks(table: pd.DataFrame, reward: str) -> list[Row]:
+    """Mean KL and reward at each look while the arm trained."""
+    means = table.groupby("step")[["kl", reward]].mean()
+    found = zip(means.index.tolist(), means["kl"], means[reward], strict=True)
+    return [{"step": step, "kl": float(kl), "reward": float(value)} for step, kl, value in found]
+
+
+def _methods(
+    arms: Sequence[Arm],
+    own: Mapping[str, pd.DataFrame],
+    curves: Mapping[str, pd.DataFrame],
+    draws: Draws,
+    settings: CompareSettings,
+) -> list[Row]:
+    """By method, the share of the optimum's area: over its arms' ends, and over all looks."""
+    groups: dict[str, list[str]] = {}
+    for arm in arms:
+        if arm.method != "sft":
+            groups.setdefault(label(arm.model_dump()), []).append(arm.name)
+    tables = [table for table in curves.values() if "gold_reward" in table]
+    common = set(draws.prompts).intersection(*(set(table["prompt_id"]) for table in tables))
+    seen = draws.of(sorted(common)) if tables and len(common) > 1 else None
+    rows = []
+    for name, members in groups.items():
+        looks = [
+            look[look["prompt_id"].isin(common)]
+            for member in members
+            if member in curves and "gold_reward" in curves[member]
+            for _, look in curves[member].groupby("step")
+        ]
+        ends = _area([own[member] for member in members], draws, settings)
+        rows.append(
+            {
+                "method": name,
+                "arms": len(members),
+                "low_kl": ends.low_kl,
+                "high_kl": ends.high_kl,
+                **_spread("area", ends.fraction),
+                "looks": len(looks),
+                **_spread("looks_area", _area(looks if seen else [], seen or draws, settings)[0]),
+            }
+        )
+    return rows
+
+
+def _area(points: Sequence[pd.DataFrame], draws: Draws, settings: CompareSettings) -> Area:
+    """`area_fraction` of points, each a table of completions."""
+    high = min(HIGH_KL, draws.found.trusted_kl)
+    if not points or high <= LOW_KL:
+        unknown = float("nan")
+        return Area(Estimate(unknown, unknown, unknown, unknown), LOW_KL, high)
+    rewards, kls = (
+        np.array([prompt_means(t[name], t["prompt_id"], draws.prompts) for t in points])
+        for name in ("gold_reward", "kl")
+    )
+    return area_fraction(
+        rewards,
+        kls,
+        draws.found,
+        LOW_KL,
+        high,
+        resamples=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+
+
+def _spread(name: str, found: Estimate) -> Row:
+    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -1,0 +1,63 @@
+"""The stages' outputs -> `out/frontier`: frontier.json, table.csv and the figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from betaflow.config import Arm, Params
+from betaflow.errors import UserError
+from betaflow.io import write_json
+from betaflow.report.build import OUT, read_arms, read_samples
+from betaflow.report.frontier import ARM_COLUMNS, Document, frontier, read_draws
+from betaflow.report.frontier_plot import draw_frontier
+from betaflow.report.plots import save
+from betaflow.report.table import tidy, write_csv
+
+
+def write_frontier(params: Params, folder: Path, *, out: Path = OUT) -> Document:
+    """Write the comparison with the optimum; the same inputs give the same bytes.
+
+    Args:
+        params: settings; read here are `compare` and `optimum.minimum_ess`.
+        folder: an existing folder.
+        out: where the stages' outputs lie.
+
+    Returns:
+        The content of `frontier.json`, floats rounded, None where nothing was measured.
+    """
+    arms = read_arms(out)
+    columns = ["prompt_id", "draw", "gold_reward"]
+    draws = read_draws(
+        _read(out / "optimum" / "draws.parquet", columns), params.optimum.minimum_ess
+    )
+    document: Document = tidy(
+        frontier(arms, read_samples(arms, out), _curves(arms, out), draws, params.compare)
+    )
+    write_json(folder / "frontier.json", document)
+    names = ["arm", *Arm.model_fields, *ARM_COLUMNS]
+    write_csv(document["arms"], names, folder / "table.csv")
+    save(lambda: draw_frontier(document), folder / "frontier.png")
+    return document
+
+
+def _curves(arms: list[Arm], out: Path) -> dict[str, pd.DataFrame]:
+    """By arm name, what was looked at while it trained, of arms that were looked at."""
+    found = {}
+    for arm in arms:
+        if not arm.has_model:
+            continue
+        path = out / arm.model_dir.relative_to("out") / "curve.parquet"
+        if path.exists():
+            found[arm.name] = pd.read_parquet(path)
+    return found
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `dvc repro optimum`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again") from None

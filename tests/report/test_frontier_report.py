@@ -1,0 +1,287 @@
+"""The comparison with the optimum: its numbers, its files, its figure and what it warns of."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tasks.compare
+import tasks.frontier
+from betaflow.config import Arm, CompareSettings, Params
+from betaflow.errors import UserError
+from betaflow.evaluation.best_of_n import best_of_n_kl
+from betaflow.evaluation.optimum import reward_at, tilt
+from betaflow.report.build import build, render, with_fractions
+from betaflow.report.costs import whole
+from betaflow.report.frontier import Draws, frontier, read_draws
+from betaflow.report.frontier_files import write_frontier
+from betaflow.report.frontier_plot import WIDEST, alt_text, draw_frontier
+from betaflow.report.table import tidy
+
+Workspace = Callable[..., Params]
+SETTINGS = CompareSettings(judge="gold", bootstrap=100, confidence=0.95, seed=0, report_samples=1)
+PROMPTS, DRAWS = 24, 1000
+NAMES = np.array([f"p{n:02d}" for n in range(PROMPTS)])
+LEVELS = np.random.default_rng(0).normal(size=PROMPTS)
+REWARDS = LEVELS[:, None] + np.random.default_rng(1).uniform(0, 4, size=(PROMPTS, DRAWS))
+SFT = Arm(method="sft")
+DPO = [Arm(method="dpo", beta=b, learning_rate=0.001, seed=0) for b in (0.3, 1.0)]
+PPO = Arm(method="ppo", beta=0.1, target_kl=0, learning_rate=0.001, seed=0)
+LOST = Arm(method="unlikelihood", alpha=0.5, learning_rate=0.001, seed=0)
+ARMS = [SFT, *DPO, PPO, LOST]
+
+
+def drawn() -> pd.DataFrame:
+    """`out/optimum/draws.parquet`."""
+    return pd.DataFrame(
+        {
+            "prompt_id": np.repeat(NAMES, DRAWS),
+            "draw": np.tile(np.arange(DRAWS), PROMPTS),
+            "gold_reward": REWARDS.ravel(),
+        }
+    )
+
+
+def scored(rewards: Any, kl: Any) -> pd.DataFrame:
+    """Samples of an arm, one a prompt, with these rewards."""
+    return pd.DataFrame(
+        {
+            "prompt_id": NAMES,
+            "domain": "in",
+            "prompt": "p",
+            "temperature": 1.0,
+            "seed": 0,
+            "completion": "c",
+            "finish_reason": "stop",
+            "completion_tokens": 4,
+            "kl": np.broadcast_to(kl, PROMPTS),
+            "gold_reward": rewards,
+            "reward_model": 7.0,
+        }
+    )
+
+
+def share_of(found: Draws, kl: float, share: float) -> pd.DataFrame:
+    """An arm with so much of the optimum's gain at a KL."""
+    base = found.found.reference
+    gain = float(reward_at(found.found, kl)) - base.mean()
+    return scored(base + share * gain, kl)
+
+
+@pytest.fixture(scope="module")
+def known() -> Draws:
+    found = read_draws(drawn(), 30.0)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def samples(known: Draws) -> dict[str, pd.DataFrame]:
+    return {
+        "sft": scored(known.found.reference, 0.0),
+        DPO[0].name: share_of(known, 1.8, 0.8),
+        DPO[1].name: share_of(known, 0.8, 0.9),
+        PPO.name: share_of(known, 1.5, 0.5),
+        LOST.name: scored(known.found.reference, 300.0),
+    }
+
+
+def looks(known: Draws, prompts: int) -> pd.DataFrame:
+    """`curve.parquet` of an arm: two draws of its first prompts, twice."""
+    points = [(5, share_of(known, 0.6, 0.4)), (9, share_of(known, 1.7, 1.0))]
+    tables = [t[:prompts].assign(draw=d, step=step) for step, t in points for d in (0, 1)]
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_draws_become_a_matrix_in_the_prompts_order() -> None:
+    table = drawn().sample(frac=1, random_state=3)
+    found = read_draws(table, 30.0)
+    assert found is not None
+    assert found.prompts.tolist() == NAMES.tolist()
+    np.testing.assert_array_equal(found.rewards, REWARDS)
+    assert read_draws(table[:0], 30.0) is None
+    assert read_draws(table.assign(gold_reward=np.nan), 30.0) is None
+
+
+def test_shares_of_the_optimum(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
+    found = frontier(ARMS, samples, {DPO[0].name: looks(known, 12)}, known, SETTINGS)
+    arms = {row["arm"]: row for row in found["arms"]}
+    for name, share in ((DPO[0].name, 0.8), (DPO[1].name, 0.9), (PPO.name, 0.5)):
+        assert arms[name]["fraction"] == pytest.approx(share)
+        assert arms[name]["fraction_low"] <= share <= arms[name]["fraction_high"]
+        assert arms[name]["note"] == ""
+    assert np.isnan(arms["sft"]["fraction"])
+    assert "no KL to speak of" in arms["sft"]["note"]
+    assert np.isnan(arms[LOST.name]["fraction"])
+    assert "beyond" in arms[LOST.name]["note"]
+    best = found["optimum"]
+    assert (best["prompts"], best["draws"]) == (PROMPTS, DRAWS)
+    assert best["kl"][-1] == pytest.approx(best["trusted_kl"])
+    assert min(best["ess"]) > 29
+    assert found["violations"] == []
+    several = found["best_of_n"]
+    assert [point["n"] for point in several] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert several[3]["kl"] == best_of_n_kl(8)
+    assert several[0]["reward"] == pytest.approx(REWARDS.mean())
+
+
+def test_methods_as_wholes(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
+    curves = {DPO[0].name: looks(known, 12)}
+    found = frontier(ARMS, samples, curves, known, SETTINGS)
+    methods = {row["method"]: row for row in found["methods"]}
+    assert list(methods) == ["DPO", "PPO", "Unlikelihood"]
+    dpo = methods["DPO"]
+    assert (dpo["arms"], dpo["looks"]) == (2, 2)
+    assert (dpo["low_kl"], dpo["high_kl"]) == (1.0, known.found.trusted_kl)
+    assert 2 < known.found.trusted_kl < 4
+    assert methods["PPO"]["area"] < dpo["area"] < 0.9
+    assert methods["PPO"]["looks"] == 0
+    assert np.isnan(methods["PPO"]["looks_area"])
+    # Its last look was of the optimum, on other prompts than its end was.
+    assert dpo["looks_area"] > dpo["area"] + 0.03
+    assert found["curves"][DPO[0].name][0]["step"] == 5
+    assert found["curves"][DPO[0].name][1]["kl"] == pytest.approx(1.7)
+
+
+def test_an_arm_above_the_optimum_is_named(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
+    samples[PPO.name] = share_of(known, 1.0, 3.0)
+    samples[LOST.name] = scored(known.found.reference + 1e4, 300.0)  # above the bound out there
+    found = frontier(ARMS, samples, {}, known, SETTINGS)
+    assert found["violations"] == [PPO.name, LOST.name]
+    # As much as the optimum is none: chance lifts an arm that far.
+    samples[PPO.name] = share_of(known, 1.0, 1.02)
+    samples[LOST.name] = scored(known.found.reference, 300.0)
+    assert frontier(ARMS, samples, {}, known, SETTINGS)["violations"] == []
+
+
+def test_pi_star_itself_has_all_of_it(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
+    best = tilt(REWARDS, [1.5])
+    samples[PPO.name] = scored(best.reward[:, 0], best.kl[:, 0])
+    found = frontier(ARMS, samples, {}, known, SETTINGS)
+    row = next(row for row in found["arms"] if row["arm"] == PPO.name)
+    assert row["fraction"] == pytest.approx(1, abs=2e-3)
+    assert found["violations"] == []
+
+
+def test_other_prompts_are_refused(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
+    samples = {name: table[1:] for name, table in samples.items()}
+    with pytest.raises(UserError, match="out/optimum and the samples of sft are not about"):
+        frontier(ARMS, samples, {}, known, SETTINGS)
+
+
+def test_without_an_optimum_only_the_arms_are_told(samples: dict[str, pd.DataFrame]) -> None:
+    human = {name: table.assign(gold_reward=np.nan) for name, table in samples.items()}
+    settings = SETTINGS.model_copy(update={"judge": "reward_model"})
+    found = tidy(frontier(ARMS, human, {}, None, settings))
+    assert found["optimum"] is None
+    assert found["best_of_n"] == found["methods"] == found["violations"] == []
+    for row in found["arms"]:
+        assert row["reward"] == 7.0
+        assert row["optimum"] is row["fraction"] is row["fraction_low"] is None
+    axes = draw_frontier(found).axes[0]
+    assert axes.get_ylabel().startswith("reward model's score")
+    assert "optimum" not in alt_text(found)
+
+
+def test_the_figure(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
+    curves = {DPO[0].name: looks(known, 12)}
+    document = tidy(frontier(ARMS, samples, curves, known, SETTINGS))
+    figure = draw_frontier(document)
+    (axes,) = figure.axes
+    right = axes.get_xlim()[1]
+    assert right < WIDEST  # not as far as the arm that went astray
+    assert [text.get_text() for text in axes.texts] == ["KL 300 →"]
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words[2:] == ["SFT", "DPO", "Unlikelihood", "PPO", "while it trained"]
+    assert "1,000 draws" in words[0]
+    ends = [float(np.max(line.get_xdata())) for line in axes.lines]
+    assert pytest.approx(document["optimum"]["trusted_kl"]) in ends
+    assert max(ends) <= right
+    text = alt_text(document)
+    assert f"{DPO[0].name}: KL 1.80" in text
+    assert "80% of the optimum's gain" in text
+
+
+def test_fractions_are_of_rows_at_one() -> None:
+    arm = {"arm": "a", "fraction": 0.5, "fraction_low": 0.4, "fraction_high": 0.6}
+    rows = [{"arm": name, "temperature": t} for name in ("a", "b") for t in (0.0, 1.0)]
+    found = with_fractions(rows, [arm])
+    assert [row["optimum_fraction"] for row in found] == [None, 0.5, None, None]
+    assert (found[1]["optimum_fraction_low"], found[1]["optimum_fraction_high"]) == (0.4, 0.6)
+
+
+@pytest.mark.parametrize(
+    "method, expected",
+    [("dpo", 12.0), ("ipo", 12.0), ("ppo", 110.0), ("ppo_gt", 110.0), ("unlikelihood", 10.0)],
+)
+def test_the_whole_cost_has_what_the_method_needs(method: str, expected: float) -> None:
+    costs = {"a": 10.0, "reference": 2.0, "reward": 100.0}
+    assert whole({"arm": "a", "method": method}, costs) == expected
+    assert np.isnan(whole({"arm": "b", "method": method}, costs))
+
+
+def test_the_files_and_the_report(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = workspace(draws=200, prompts=20, resamples=100)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_frontier(params, tmp_path / name)
+    for name in ("frontier.json", "table.csv", "frontier.png"):
+        content = (tmp_path / "one" / name).read_bytes()
+        assert content == (tmp_path / "two" / name).read_bytes()
+        assert content == Path("out/frontier", name).read_bytes()
+    with open("out/frontier/table.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["arm"] for line in lines][:2] == ["sft", "dpo-b0.1-lr0.001-s0"]
+    document = json.loads(Path("out/frontier/frontier.json").read_text())
+    document["violations"] = ["dpo-b0.1-lr0.001-s0"]
+    Path("out/frontier/frontier.json").write_text(json.dumps(document))
+    build(params, tmp_path)
+    rows = render(params, tmp_path)
+    assert (tmp_path / "plots/frontier.png").read_bytes() == content
+    own = {row["arm"]: row for row in rows if row["temperature"] == 1.0}
+    for line in lines:
+        row, text = own[line["arm"]], line["fraction"]
+        assert row["optimum_fraction"] == (float(text) if text else None)
+        assert (row["train_flops"], row["train_seconds"]) == (1e12, 41.25)
+    assert any(row["optimum_fraction"] is not None for row in own.values())
+    assert own["dpo-b0.1-lr0.001-s0"]["whole_flops"] == 3e12
+    assert own["dpo-b0.1-lr0.001-s0"]["whole_seconds"] is None  # the reference's was not taken
+    assert own["ppo-b0.1-kl0-lr0.0003-s0"]["whole_flops"] == 7e12
+    assert own["ppo-b0.1-kl0-lr0.0003-s0"]["whole_seconds"] == 53.25
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 5
+    assert "dpo-b0.1-lr0.001-s0 lies above the optimum" in page
+    assert "% of the optimum&#39;s area" in page or "% of the optimum's area" in page
+    assert "where it is cut off" in page  # the figure's alternative text
+    final = tasks.compare._final(
+        [r for r in rows if r["arm"] == "dpo-b3.0-lr0.001-s0"],
+        params.model_copy(update={"promotion": SimpleNamespace(temperature=0.5)}),
+    )
+    assert final["optimum_fraction"] == own["dpo-b3.0-lr0.001-s0"]["optimum_fraction"]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_stage_warns(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = workspace(draws=64, prompts=12, resamples=100)
+    monkeypatch.setattr(tasks.frontier, "load_params", lambda: params)
+    name = "ppo-b0.1-kl0-lr0.0003-s0"
+    path = Path(f"out/samples/{name}.parquet")
+    table = pd.read_parquet(path)
+    table["gold_reward"] += 30
+    table.to_parquet(path)
+    tasks.frontier.main()
+    written = json.loads(Path("out/frontier/frontier.json").read_text())
+    assert written["violations"] == [name]
+    assert f"warning: {name} lies above the optimum" in capsys.readouterr().err

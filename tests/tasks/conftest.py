@@ -1,0 +1,55 @@
+"""A workspace that the stages which train on pairs can run in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from preferences import sequences
+
+from betaflow.data.tokenise import Limits
+from betaflow.io import write_jsonl
+from betaflow.policy.loading import load_policy, load_tokenizer
+from betaflow.policy.scorer import Scorer, all_sequence_logps
+from tasks._inputs import encode_pairs
+
+LIMITS = Limits("drop", 64, 96)
+
+
+@pytest.fixture
+def workspace(tiny: Path, repository: Path, tmp_path: Path) -> Path:
+    """What the stage reads: a model, 40 pairs with their reference, code, params."""
+    for name in ("betaflow", "tasks", "dvc.yaml"):
+        (tmp_path / name).symlink_to(repository / name)
+    shutil.copytree(tiny, tmp_path / "out/sft")
+    write_jsonl(tmp_path / "out/data/prompts_eval.jsonl", [])  # of the curve, which is off
+    tokenizer = load_tokenizer(tiny)
+    scorer = Scorer(load_policy(tiny), tokenizer.pad_token_id)
+    for split, count in (("train", 40), ("eval", 10)):
+        rows = []
+        for n, sides in enumerate(
+            zip(sequences(count, True), sequences(count, False), strict=True)
+        ):
+            texts = [tokenizer.decode(s.completion[:-1]) for s in sides]
+            rows.append(
+                {"id": f"{split}-{n}", "prompt": tokenizer.decode(sides[0].prompt[1:]),
+                 "chosen": texts[0], "rejected": texts[1],
+                 "chosen_finished": True, "rejected_finished": n % 3 > 0}
+            )  # fmt: skip
+        (tmp_path / "out/pairs").mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"out/pairs/{split}.jsonl").write_text(lines)
+        table: dict[str, Any] = {"id": [row["id"] for row in rows]}
+        for side, found in zip(
+            ("chosen", "rejected"), encode_pairs(tokenizer, rows, LIMITS), strict=True
+        ):
+            logps = all_sequence_logps(scorer, found, budget=500, precision="float32")
+            table[f"{side}_logps"] = logps.tolist()
+            table[f"{side}_tokens"] = [len(s.completion) for s in found]
+        (tmp_path / "out/reference").mkdir(exist_ok=True)
+        pd.DataFrame(table).to_parquet(tmp_path / f"out/reference/{split}.parquet")
+    return tmp_path

@@ -1,0 +1,76 @@
+"""The stages that train on preference pairs: each method with its own loss, from one engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+import tasks.dpo
+import tasks.unlikelihood
+from tasks import tracking
+
+POINT = {"learning_rate": 0.001, "seed": 0}
+AS_SET = {"label_smoothing": 0.1, "length_normalised": True}
+AS_PUBLISHED = {"label_smoothing": 0.0, "length_normalised": False}
+
+
+@pytest.fixture
+def here(workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workspace, whose params ask for five steps of a DPO with options of its own."""
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    params["dpo"]["training"] |= {
+        "batch_size": 8, "micro_batch_tokens": 400, "warmup_steps": 0, "threads": 1,
+        **AS_SET,
+    }  # fmt: skip
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(tracking, "training_run", lambda *_: nullcontext(tracking.StepLog()))
+    return workspace
+
+
+def result(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    assert (folder / "model.safetensors").exists()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return rows, json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("method", "loss", "first"),
+    [("dpo", "sigmoid", 0.693147), ("ipo", "ipo", 1.0), ("slic", "hinge", 1.0)],
+)
+def test_the_paper_s_other_losses_are_arms_of_dpo(
+    here: Path, method: str, loss: str, first: float
+) -> None:
+    tasks.dpo.main(argparse.Namespace(method=method, beta=0.5, **POINT))
+    rows, about = result(here / f"out/dpo/{method}-b0.5-lr0.001-s0")
+    assert len(rows) == 5
+    assert rows[0]["loss"] == pytest.approx(first, abs=1e-3)  # IPO: (1 / 2 beta)^2
+    assert (about["method"], about["beta"], about["alpha"]) == (method, 0.5, None)
+    expected = {"loss": loss, **(AS_SET if method == "dpo" else AS_PUBLISHED)}
+    used = about["settings"]["training"]
+    assert {name: used[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(("alpha", "method"), [(0, "preferred_ft"), (0.5, "unlikelihood")])
+def test_unlikelihood_and_preferred_ft(here: Path, alpha: float, method: str) -> None:
+    tasks.unlikelihood.main(argparse.Namespace(alpha=alpha, **POINT))
+    rows, about = result(here / f"out/unlikelihood/unlikelihood-a{alpha}-lr0.001-s0")
+    assert (about["method"], about["alpha"], about["beta"]) == (method, alpha, None)
+    assert about["steps"] == len(rows) == 5
+    for row in rows:
+        loss = -row["logps/chosen"] + alpha * row["logps/rejected"]
+        assert row["loss"] == pytest.approx(loss, rel=1e-5)
+    table = pd.read_parquet("out/reference/eval.parquet")
+    assert about["metrics"]["eval/logps/chosen"] > table["chosen_logps"].mean() + 1
+    # What belongs to DPO's loss is no setting of these.
+    assert not {"loss", "label_smoothing", "length_normalised", "margin"} & set(
+        about["settings"]["training"]
+    )
+    assert about["settings"]["training"]["batch_size"] == 8

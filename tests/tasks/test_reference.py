@@ -1,0 +1,36 @@
+"""The stage `reference`: what its pass cost is counted as a trainer's tokens are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import tasks.reference
+from betaflow.config import load_params
+from betaflow.data.tokenise import Limits
+from betaflow.io import read_jsonl
+from betaflow.policy.flops import forward_flops
+from betaflow.policy.loading import load_policy, load_tokenizer
+from tasks._inputs import encode_pairs
+
+
+def test_the_summary_counts_the_training_pairs(
+    workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    shutil.copy(repository / "params.yaml", "params.yaml")
+    before = pd.read_parquet("out/reference/train.parquet")
+    tasks.reference.main()
+    after = pd.read_parquet("out/reference/train.parquet")
+    pd.testing.assert_frame_equal(after, before, rtol=1e-4)
+    limits = Limits.of(load_params().pairs)
+    sides = encode_pairs(load_tokenizer("out/sft"), read_jsonl("out/pairs/train.jsonl"), limits)
+    tokens = sum(len(s.prompt) + len(s.completion) for side in sides for s in side)
+    found = json.loads(Path("out/reference/summary.json").read_text())
+    flops = tokens * forward_flops(load_policy("out/sft"))
+    assert found == {"train_tokens": tokens, "train_flops": flops}
+    assert json.loads(Path("out/.local/timings/reference.json").read_text())["train_seconds"] > 0

@@ -1,0 +1,200 @@
+"""PPO on a tiny model: what every iteration must show, and that it learns what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from betaflow.config import Params
+from betaflow.data.tokenise import Encoded
+from betaflow.errors import UserError
+from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
+from betaflow.sampling.hf_engine import HFEngine
+from betaflow.training import ppo
+from betaflow.training.loop import Stopped
+from betaflow.training.ppo import Models, Reward, Scale, reference_scale, train_ppo
+
+PROMPTS = [[1, 30 + n % 5] for n in range(40)]
+UNIT = Scale(0.0, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+def three(tiny: Path) -> Models:
+    return Models(
+        load_policy(tiny), load_policy(tiny).eval(), load_reward_model(tiny, new_head_seed=1)
+    )
+
+
+def shortness(episodes: list[Encoded]) -> torch.Tensor:
+    """A score that falls with the completion's length."""
+    return torch.tensor([2.0 - 0.4 * len(episode.completion) for episode in episodes])
+
+
+def small(episodes: list[Encoded]) -> torch.Tensor:
+    """Counts small token ids."""
+    return torch.tensor([float(sum(i < 200 for i in e.completion)) for e in episodes])
+
+
+def run(
+    models: Models,
+    tiny: Path,
+    params: Params,
+    *,
+    score: Callable[[list[Encoded]], torch.Tensor] = shortness,
+    target_kl: float = 0,
+    beta: float = 0.02,
+    seed: int = 0,
+    peak_rate: float = 3e-3,
+    label: str = "ppo",
+    options: dict[str, Any] | None = None,
+    **changes: Any,
+) -> list[dict[str, Any]]:
+    settings = params.ppo.training.model_copy(
+        update={
+            "warmup_steps": 0, "schedule": "constant", "batch_size": 32, "micro_batch_size": 16,
+            "iterations": 2, "epochs": 2, "max_new_tokens": 10, "critic_warmup": 0, **changes,
+        }
+    )  # fmt: skip
+    tokenizer = load_tokenizer(tiny)
+    engine = HFEngine(models.policy, tokenizer, batch_size=settings.batch_size)
+    trained, phases = train_ppo(
+        models, Reward(score, UNIT), UNIT, engine, PROMPTS, settings, pad=0, label=label,
+        beta=beta, target_kl=target_kl, peak_rate=peak_rate, seed=seed, precision="float32",
+        fingerprint="p", **(options or {}),
+    )  # fmt: skip
+    assert {"rollout", "scoring", "update"} <= set(phases)
+    return trained.metrics
+
+
+def test_before_the_first_step_there_is_no_kl_the_ratio_is_one_and_nothing_is_clipped(
+    tiny: Path, params: Params
+) -> None:
+    first, second = run(three(tiny), tiny, params, minibatches=2)
+    assert first["kl"] == pytest.approx(0, abs=1e-5)
+    assert first["reward/kl"] == pytest.approx(0, abs=1e-4)
+    for row in (first, second):  # the rollout is scored by the weights that drew it
+        assert row["ratio_start"] == pytest.approx(1, abs=1e-5)
+        assert row["clip_start"] == 0
+    assert first["clip_fraction"] > 0
+    assert second["kl"] > 0
+
+
+def test_a_policy_that_is_not_the_reference_is_refused(tiny: Path, params: Params) -> None:
+    models = three(tiny)
+    with torch.no_grad():
+        next(models.policy.parameters()).mul_(1.1)
+    with pytest.raises(UserError, match="they are not the same model"):
+        run(models, tiny, params)
+
+
+def test_scores_are_normalised_on_the_reference_s_own_completions(
+    tiny: Path, params: Params
+) -> None:
+    settings = params.ppo.training.model_copy(update={"batch_size": 16, "max_new_tokens": 8})
+    engine = HFEngine(load_policy(tiny).eval(), load_tokenizer(tiny), batch_size=16)
+    scale = reference_scale(small, engine, PROMPTS, settings, seed=0)
+    assert scale == reference_scale(small, engine, PROMPTS, settings, seed=0)
+    # Other draws of the reference have mean 0 and variance 1 on it, but for noise.
+    other = reference_scale(small, engine, PROMPTS, settings, seed=1)
+    assert other != scale
+    assert abs(scale.normalise(torch.tensor(other.mean))) < 4 * (2 / 40) ** 0.5
+    assert other.std / scale.std == pytest.approx(1, abs=0.5)
+
+
+def test_in_warm_up_the_critic_alone_moves(tiny: Path, params: Params) -> None:
+    models = three(tiny)
+    before = [p.detach().clone() for p in models.policy.parameters()]
+    critic = [p.detach().clone() for p in models.critic.parameters()]
+    rows = run(models, tiny, params, iterations=2, critic_warmup=2, target_kl=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, models.policy.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(critic, models.critic.parameters(), strict=True)
+    )
+    # A KL of 0 that nothing could have raised must not drive an adaptive coefficient down.
+    assert [row["kl_coefficient"] for row in rows] == [0.02, 0.02]
+
+
+def test_it_learns_the_reward_it_is_given(tiny: Path, params: Params) -> None:
+    rows = run(
+        three(tiny), tiny, params, iterations=25, batch_size=64, missing_eos_penalty=0.5,
+        minibatches=2, whiten_rewards=True,
+    )  # fmt: skip
+    early, late = rows[:3], rows[-3:]
+    assert sum(r["reward/score"] for r in late) > sum(r["reward/score"] for r in early) + 1.0
+    assert sum(r["completion_tokens"] for r in late) < sum(r["completion_tokens"] for r in early)
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_rows(tiny: Path, params: Params) -> None:
+    """The adaptive coefficient too, which is a function of the rows."""
+    options = {"iterations": 5, "target_kl": 0.5, "kl_horizon": 64, "checkpoint_seconds": 1e-6}
+    whole = run(three(tiny), tiny, params, **options)
+    for path in Path.cwd().iterdir():
+        path.rename(path.with_name("gone"))
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 2:
+            raise Stopped(130)
+
+    with pytest.raises(Stopped):
+        run(three(tiny), tiny, params, options={"on_step": stop}, **options)
+    # The step that was cut off had no checkpoint: it is taken again.
+    assert run(three(tiny), tiny, params, **options) == whole
+    assert len({row["kl_coefficient"] for row in whole}) == 5
+
+
+def test_the_engine_is_given_the_weights_before_each_rollout(tiny: Path, params: Params) -> None:
+    models = three(tiny)
+    stale = load_policy(tiny).eval()
+    given: list[float] = []
+
+    def hand_over(sequences: list[Encoded]) -> None:
+        assert sequences and all(s.prompt and s.completion for s in sequences)
+        stale.load_state_dict(models.policy.state_dict())
+        given.append(float(next(models.policy.parameters()).detach().sum()))
+
+    changes = {"iterations": 3}
+    fresh = run(three(tiny), tiny, params, **changes)
+    for path in Path.cwd().iterdir():
+        path.rename(path.with_name("gone"))
+    engine = HFEngine(stale, load_tokenizer(tiny), batch_size=32)
+    original = ppo._draw
+
+    def draw(_engine: Any, *rest: Any) -> Any:
+        return original(engine, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo, "_draw", draw)
+        rows = run(models, tiny, params, options={"hand_over": hand_over}, **changes)
+    assert rows == fresh
+    assert len(set(given)) == 3
+
+
+def test_the_probe_s_figures_join_the_row(tiny: Path, params: Params) -> None:
+    rows = run(
+        three(tiny), tiny, params,
+        options={"probe": lambda done: {"curve/x": 7.0} if done == 2 else {}},
+    )  # fmt: skip
+    assert [row.get("curve/x") for row in rows] == [None, 7.0]
+
+
+def test_flops_and_tokens_by_hand(tiny: Path, params: Params) -> None:
+    models = three(tiny)
+    weights = sum(p.numel() for p in models.policy.parameters() if p.dim() > 1)
+    backbone = sum(p.numel() for p in models.critic.parameters() if p.dim() > 1)
+    backbone -= models.critic.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    row = run(models, tiny, params, iterations=1, epochs=3, batch_size=8)[0]
+    tokens = row["tokens"] / 3
+    assert tokens == row["sampled_tokens"] + 8 * 2  # prompts of two tokens
+    rollout = scoring = 2 * weights
+    scoring += 2 * weights + 2 * backbone
+    update = 3 * 3 * (2 * weights + 2 * backbone)
+    assert row["flops"] == pytest.approx(tokens * (rollout + scoring + update), rel=1e-9)
