@@ -154,6 +154,7 @@ def _is_projection(model: Any) -> bool:
         if not isinstance(model.get_output_embeddings(), nn.Linear):  # an adapter's, say
             return False
         model.eval()
+        ids %= model.config.vocab_size
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         logits = model(input_ids=ids, use_cache=False).logits
         ours = Head.of(model).logits(hidden[0])

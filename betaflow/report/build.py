@@ -11,6 +11,7 @@ import pandas as pd
 
 from betaflow.config import Arm, Params
 from betaflow.errors import UserError
+from betaflow.evaluation.calibration import calibration
 from betaflow.io import atomic_file, read_json, read_jsonl, write_json
 from betaflow.report.estimates import KL_TEMPERATURE, Row, estimates, ppo_arm
 from betaflow.report.headline import best_row, headline_temperature, leads
@@ -60,6 +61,7 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
         "fingerprints": {name: about.get("fingerprint") for name, about in summaries.items()},
         "leads": tidy(leads(best, models, samples, params)),
         "benchmarks": _about_benchmarks(benchmarks),
+        "reward_model": tidy(_reward_model(out, params.compare.confidence)),
         "rows": rows,
     }
     write_json(folder / "estimates.json", document)
@@ -98,6 +100,12 @@ def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     with atomic_file(folder / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return rows
+
+
+def _reward_model(out: Path, confidence: float) -> dict[str, Any] | None:
+    """The reward model's calibration on held-out pairs; None where there are none."""
+    margins = pd.read_parquet(out / "reward" / "held_out.parquet")["margin"]
+    return calibration(margins, confidence=confidence) if len(margins) else None
 
 
 def with_fractions(rows: Sequence[Row], arms: Sequence[Row]) -> list[Row]:

@@ -10,9 +10,9 @@ from betaflow.config import Arm, Params
 from betaflow.errors import UserError
 from betaflow.io import write_json
 from betaflow.report.build import OUT, read_arms, read_samples
+from betaflow.report.canvas import save
 from betaflow.report.frontier import ARM_COLUMNS, Document, frontier, read_draws
 from betaflow.report.frontier_plot import draw_frontier
-from betaflow.report.plots import save
 from betaflow.report.table import tidy, write_csv
 
 

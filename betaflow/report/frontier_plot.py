@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from betaflow.report.canvas import new_figure
 from betaflow.report.estimates import Row
 from betaflow.report.methods import LOOKS, colours, label
-from betaflow.report.plots import REWARDS, bars, method_handles, new_figure
+from betaflow.report.plots import REWARDS, bars, method_handles
 
 WIDEST = 20.0  # nats; arms beyond are marked at the edge
 INK, BEST_OF_N = "#1b1f24", "#777777"

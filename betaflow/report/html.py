@@ -85,7 +85,7 @@ def render_html(
         table=table(main, document["best"]),
         whole=table(rows, ""),
         trials=trial_table(arms),
-        plots=images(plots, titles(rows), alt_texts(document)),
+        plots=images(plots, titles(document), alt_texts(document)),
         frontier=against_optimum(frontier, plots),
         benchmarks=benchmark_table(document),
         documents=_documents(document),

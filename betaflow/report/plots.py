@@ -1,8 +1,6 @@
 """The comparison's figures: reward against KL, win rate against temperature, training curves.
 
-Files have the same bytes for the same numbers: matplotlib's own defaults whatever the user's
-matplotlibrc says, no date, no version. Hue and marker tell the method (`methods.py`), lightness
-the arm.
+Hue and marker tell the method (`methods.py`), lightness the arm.
 """
 
 from __future__ import annotations
@@ -12,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.style import context as style
 
 from betaflow.config import Method
+from betaflow.report.canvas import new_figure, save
 from betaflow.report.estimates import Row
 from betaflow.report.headline import Document
 from betaflow.report.methods import LABELS, LOOKS, colours, label, setting
+from betaflow.report.reward_plot import alt_text as reward_alt_text
+from betaflow.report.reward_plot import reward_model_figure
 
 DASHES = ["-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1))]
 PAIR_CURVES = {
@@ -43,13 +41,6 @@ CURVES: dict[str, dict[str, str]] = {  # by method, the metrics of its training 
 # By method, what its arms are joined in the order of.
 SWEPT = {"dpo": "beta", "ipo": "beta", "slic": "beta", "unlikelihood": "alpha", "best_of_n": "n"}
 REWARDS = {"gold": "gold reward", "reward_model": "reward model's score"}
-RC: dict[str, Any] = {
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-}
-RC |= {"grid.color": "#e3e3e3", "axes.axisbelow": True, "legend.frameon": False}
 
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -69,15 +60,19 @@ def write_plots(document: Document, metrics: Metrics, folder: Path) -> None:
     }
     for method in _trained(rows):
         draw[f"training_{method}"] = partial(training_curves, rows, metrics, method)
+    if document["reward_model"] is not None:
+        draw["reward_model"] = partial(reward_model_figure, document["reward_model"])
     for name, figure in draw.items():
         save(figure, folder / f"{name}.png")
 
 
-def titles(rows: Sequence[Row]) -> dict[str, str]:
-    """By plot name, the title of each plot of these rows, in the page's order."""
+def titles(document: Document) -> dict[str, str]:
+    """By plot name, the title of each plot, in the page's order."""
     found = {"reward_kl": "Reward against KL", "win_rate": "Win rate against temperature"}
-    for method in _trained(rows):
+    for method in _trained(document["rows"]):
         found[f"training_{method}"] = f"Training of the {LABELS[method]} arms"
+    if document["reward_model"] is not None:
+        found["reward_model"] = "The reward model on held-out pairs"
     return found
 
 
@@ -177,20 +172,6 @@ def running_mean(values: np.ndarray, half_width: int) -> np.ndarray:
     return means
 
 
-def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels side by side, in inches."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
-
-
-def save(draw: Callable[[], Figure], path: Path) -> None:
-    """Draw a figure in the comparison's style and write it as PNG."""
-    with style("default"), matplotlib.rc_context(RC):  # type: ignore[arg-type]
-        figure = draw()
-        figure.savefig(path, format="png", metadata={"Software": None}, facecolor="white")
-
-
 def _sweeps(points: Sequence[Row]) -> list[list[Row]]:
     """Points joined in the order of what is `SWEPT`: a line a method, learning rate and seed."""
     lines: dict[Any, list[Row]] = {}
@@ -280,4 +261,6 @@ def alt_texts(document: Document) -> dict[str, str]:
         arms = f"{count} {LABELS[method]} arm{'s' if count > 1 else ''}"
         what = ", ".join(CURVES[method].values())
         found[f"training_{method}"] = f"Training curves of {arms}: {what}."
+    if document["reward_model"] is not None:
+        found["reward_model"] = reward_alt_text(document["reward_model"])
     return found

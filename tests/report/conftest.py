@@ -95,6 +95,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         resamples: int = 200,
         every_method: bool = False,
         draws: int = 0,
+        held_out: int = 60,
     ) -> Params:
         monkeypatch.chdir(tmp_path)
         root = Path(__file__).resolve().parents[2]
@@ -147,6 +148,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         write_json(out / ".local/timings/reward.json", {"train_seconds": 12.0})
         for stage, flops in (("reward", 6e12), ("reference", 2e12)):
             write_json(out / stage / "summary.json", {"train_flops": flops})
+        margins = np.random.default_rng(0).normal(0.5, 1.0, held_out)
+        pd.DataFrame({"id": "x", "margin": margins}).to_parquet(out / "reward/held_out.parquet")
         write_frontier_files(params, out, draws)
         write_json(out / "data/statistics.json", {"kept": {"sft_train": 16000}})
         write_json(

@@ -42,6 +42,7 @@ def test_everything_twice_with_the_same_bytes(workspace: Workspace, tmp_path: Pa
         "estimates.json",
         "metrics.json",
         "plots/reward_kl.png",
+        "plots/reward_model.png",
         "plots/training_dpo.png",
         "plots/training_ppo.png",
         "plots/win_rate.png",
@@ -116,7 +117,8 @@ def test_every_method_is_an_arm_like_the_others(workspace: Workspace, tmp_path: 
     assert all("best_of_n" not in row["arm"] for row in document["leads"])
     drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
     trained = ("dpo", "ipo", "slic", "preferred_ft", "unlikelihood", "ppo", "ppo_gt")
-    assert drawn == {"reward_kl", "win_rate", *(f"training_{method}" for method in trained)}
+    whole = {"reward_kl", "reward_model", "win_rate"}
+    assert drawn == whole | {f"training_{method}" for method in trained}
 
 
 def test_metrics_are_flat_numbers_per_arm(workspace: Workspace, tmp_path: Path) -> None:

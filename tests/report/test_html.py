@@ -60,7 +60,7 @@ def test_one_file_with_no_script_and_nothing_fetched(source: str) -> None:
             assert attributes.get(name, "data:").startswith("data:")  # type: ignore[union-attr]
     assert "http" not in source.replace("http-equiv", "")
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 4
+    assert len(images) == 5
     assert all(attributes["alt"] for attributes in images)
 
 

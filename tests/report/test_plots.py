@@ -18,18 +18,21 @@ from betaflow.report.build import build
 from betaflow.report.methods import LABELS, LOOKS, colours, label, setting
 from betaflow.report.plots import (
     CURVES,
+    alt_texts,
     reward_against_kl,
     running_mean,
     titles,
     win_rates,
     write_plots,
 )
+from betaflow.report.reward_plot import reward_model_figure
 
 Workspace = Callable[..., Params]
 
 
 def test_plots_hold_no_date_and_no_version(workspace: Workspace, tmp_path: Path) -> None:
-    for name in titles(build(workspace(), tmp_path)):
+    build(workspace(), tmp_path)
+    for name in titles(read_json(tmp_path / "estimates.json")):
         content = (tmp_path / "plots" / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
         assert struct.unpack(">I", content[16:20])[0] > 900
@@ -122,3 +125,21 @@ def test_missing_numbers_are_left_out(workspace: Workspace, tmp_path: Path) -> N
 def test_running_mean() -> None:
     np.testing.assert_allclose(running_mean(np.array([1.0, 2.0, 6.0]), 1), [1.5, 3.0, 4.0])
     assert len(running_mean(np.array([]), 1)) == 0
+
+
+def test_the_reward_model_s_calibration_is_drawn_where_there_are_held_out_pairs(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    build(workspace(), tmp_path)
+    found = read_json(tmp_path / "estimates.json")
+    assert found["reward_model"]["pairs"] == 60
+    left, right = reward_model_figure(found["reward_model"]).axes
+    points = left.containers[0].lines[0].get_xydata()
+    expected = [(b["confidence"], b["accuracy"]) for b in found["reward_model"]["bins"]]
+    assert [tuple(point) for point in points] == expected
+    assert sum(bar.get_height() for bar in right.patches) == 60
+    assert "60 held-out pairs" in alt_texts(found)["reward_model"]
+    build(workspace(held_out=0), tmp_path)
+    found = read_json(tmp_path / "estimates.json")
+    assert found["reward_model"] is None
+    assert "reward_model" not in titles(found) | alt_texts(found)
