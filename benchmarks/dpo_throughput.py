@@ -257,6 +257,19 @@ def setting(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=JSON") from None
 
 
+def add_settings(parser: argparse.ArgumentParser, **fields: str) -> None:
+    """Add `--SIDE-set NAME=JSON` for each side; `fields` says whose settings those are."""
+    for side, whose in fields.items():
+        parser.add_argument(
+            f"--{side}-set",
+            type=setting,
+            action="append",
+            default=[],
+            metavar="NAME=JSON",
+            help=f"a setting ({whose}), to see whether another is faster",
+        )
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -276,18 +289,11 @@ def arguments() -> argparse.Namespace:
     add("--trl-python", type=Path, default=ROOT / ".venv-trl/bin/python")
     add("--no-trl", action="store_true", help="measure betaflow alone")
     add("--sides", nargs="+", choices=SIDES, help="measure these alone, betaflow among them")
-    for side, fields in (
-        ("trl", "DPOConfig's, for the sides `trl best` and `trl tuned`"),
-        ("betaflow", "DPOTraining's"),
-    ):
-        add(
-            f"--{side}-set",
-            type=setting,
-            action="append",
-            default=[],
-            metavar="NAME=JSON",
-            help=f"a setting ({fields}), to see whether another is faster",
-        )
+    add_settings(
+        parser,
+        trl="DPOConfig's, for the sides `trl best` and `trl tuned`",
+        betaflow="DPOTraining's",
+    )
     add("--json", type=Path, help="write everything to this file")
     parser.set_defaults(seed=0, max_grad_norm=1.0)
     given = parser.parse_args()

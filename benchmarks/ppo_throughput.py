@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `python -m`
 from _figures import show
 from _pairs import read_pairs
-from dpo_throughput import environment, machine, say, setting, write_jsonl
+from dpo_throughput import add_settings, environment, machine, say, write_jsonl
 from ppo_figures import ROWS, WARM_UP, against, figures, require_same_work, rescore
 from ppo_models import make_models
 
@@ -258,18 +258,11 @@ def arguments() -> argparse.Namespace:
     add("--trl-python", type=Path, default=ROOT / ".venv-trl-ppo/bin/python")
     add("--no-trl", action="store_true", help="measure betaflow alone")
     add("--sides", nargs="+", choices=SIDES, default=SIDES, help="betaflow among them")
-    for side, fields in (
-        ("trl", "PPOConfig's, for the sides `trl micro` and `trl whole`"),
-        ("betaflow", "PPOTraining's"),
-    ):
-        add(
-            f"--{side}-set",
-            type=setting,
-            action="append",
-            default=[],
-            metavar="NAME=JSON",
-            help=f"a setting ({fields}), to see whether another is faster",
-        )
+    add_settings(
+        parser,
+        trl="PPOConfig's, for the sides `trl micro` and `trl whole`",
+        betaflow="PPOTraining's",
+    )
     add("--json", type=Path, help="write everything to this file")
     parser.set_defaults(device="cpu", seed=0, missing_eos_penalty=1.0, kl_coefficient=0.05)
     given = parser.parse_args()

@@ -19,7 +19,7 @@ from betaflow.io import LOCAL, atomic_file
 from betaflow.policy.loading import load_policy
 from betaflow.sampling.hf_engine import HFEngine
 from betaflow.training.distributed import is_main
-from tasks._inputs import prompt_rows
+from tasks._inputs import held_out_prompts
 
 BATCH = 128
 
@@ -41,15 +41,13 @@ def curve_probe(
 
         gold = gold_reward
     asked = Probe(
-        prompt_rows(tokenizer, "prompts_eval", params.pairs.max_prompt_tokens, settings.prompts),
+        held_out_prompts(tokenizer, params.pairs.max_prompt_tokens, settings.prompts),
         settings.draws,
         params.sample.max_new_tokens,
         BATCH,
         params.model.precision,
         gold,
     )
-    if not asked.prompts:
-        raise UserError("no held-out prompt is short enough; raise pairs.max_prompt_tokens")
     trust = params.model.trust_remote_code
     reference = load_policy("out/sft", trust_remote_code=trust).eval()
     engine = HFEngine(generator, tokenizer, BATCH)

@@ -66,6 +66,14 @@ def encode_pairs(
     return [chosen for chosen, _ in cut], [rejected for _, rejected in cut]
 
 
+def held_out_prompts(tokenizer: Any, longest: int, limit: int) -> list[dict[str, Any]]:
+    """At most `limit` in-domain `prompt_rows` that are held out. Raises `UserError` for none."""
+    rows = prompt_rows(tokenizer, "prompts_eval", longest, limit)
+    if not rows:
+        raise UserError("no held-out prompt is short enough; raise pairs.max_prompt_tokens")
+    return rows
+
+
 def prompt_rows(
     tokenizer: Any, name: str, longest: int, limit: int | None = None
 ) -> list[dict[str, Any]]:

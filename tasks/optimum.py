@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from betaflow.config import Params, load_params
 from betaflow.data.tokenise import Encoded
-from betaflow.errors import UserError
 from betaflow.io import LOCAL, atomic_file
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
 from betaflow.policy.rewards import all_sequence_scores
@@ -25,7 +24,7 @@ from betaflow.policy.scorer import Scorer, all_sequence_logps
 from betaflow.progress import track
 from betaflow.sampling.engine import Request, open_engine
 from betaflow.sampling.parity import release, require_parity
-from tasks._inputs import prompt_rows, stage_fingerprint
+from tasks._inputs import held_out_prompts, stage_fingerprint
 from tasks._main import run, set_threads
 
 FILE = Path("out/optimum/draws.parquet")
@@ -72,10 +71,8 @@ def _parts(params: Params) -> list[Part]:
     """The in-domain prompts of `sample`, as many together as make a part."""
     tokenizer = load_tokenizer("out/sft", trust_remote_code=params.model.trust_remote_code)
     longest = params.pairs.max_prompt_tokens
-    rows = prompt_rows(tokenizer, "prompts_eval", longest, params.sample.prompts)
-    if not rows:
-        raise UserError("no held-out prompt is short enough; raise pairs.max_prompt_tokens")
-    rows = [{**row, "index": index} for index, row in enumerate(rows)]
+    found = held_out_prompts(tokenizer, longest, params.sample.prompts)
+    rows = [{**row, "index": index} for index, row in enumerate(found)]
     several = max(1, PART // params.optimum.samples)
     return [rows[first : first + several] for first in range(0, len(rows), several)]
 

@@ -57,16 +57,16 @@ def main(arguments: argparse.Namespace | None = None) -> None:
     model_score, cost = _model_score(params, tokenizer)
     score = model_score if arm.method == "ppo" else _gold_score(tokenizer)
     drawer = HFEngine(models.reference, tokenizer, settings.batch_size)
-    scales = [
-        reference_scale(one, drawer, prompts, settings, seed=given.seed)
-        for one in (model_score, score)
-    ]
+    critic_scale = reference_scale(model_score, drawer, prompts, settings, seed=given.seed)
+    scale = critic_scale
+    if score is not model_score:
+        scale = reference_scale(score, drawer, prompts, settings, seed=given.seed)
     engine, hand_over = _rollouts(params, models, tokenizer)
     with tracking.training_run(params, about) as log:
         trained, phases = train_ppo(
             models,
-            Reward(score, scales[1], cost if arm.method == "ppo" else 0.0),
-            scales[0],
+            Reward(score, scale, cost if arm.method == "ppo" else 0.0),
+            critic_scale,
             engine,
             prompts,
             settings,

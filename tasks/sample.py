@@ -8,7 +8,6 @@ import pandas as pd
 
 from betaflow.config import Params, load_params
 from betaflow.data.tokenise import Encoded
-from betaflow.errors import UserError
 from betaflow.evaluation.kl import sequence_kl
 from betaflow.io import atomic_file
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
@@ -16,7 +15,7 @@ from betaflow.policy.rewards import all_sequence_scores
 from betaflow.sampling.engine import Completion, Engine, Request, open_engine
 from betaflow.sampling.parity import release, require_parity
 from tasks._arguments import model_argument
-from tasks._inputs import prompt_rows
+from tasks._inputs import held_out_prompts, prompt_rows
 from tasks._main import run, set_threads
 
 BATCH = 64
@@ -60,10 +59,8 @@ def main() -> None:
 
 def _prompts(params: Params, tokenizer: Any) -> list[dict[str, Any]]:
     longest, settings = params.pairs.max_prompt_tokens, params.sample
-    inside = prompt_rows(tokenizer, "prompts_eval", longest, settings.prompts)
+    inside = held_out_prompts(tokenizer, longest, settings.prompts)
     outside = prompt_rows(tokenizer, "prompts_ood", longest, settings.out_of_domain)
-    if not inside:
-        raise UserError("no held-out prompt is short enough; raise pairs.max_prompt_tokens")
     return [{**row, "domain": "in"} for row in inside] + [
         {**row, "domain": "out"} for row in outside[: settings.out_of_domain]
     ]

@@ -60,12 +60,30 @@ def mean_interval(
     estimate = float(sums.sum() / sizes.sum())
     if count == 1:
         return UNKNOWN._replace(estimate=estimate)
-    means = _resampled_means(sums, sizes, resamples, seed)
-    widening = sqrt(count / (count - 1))
-    quantile = student_quantile((1 + confidence) / 2, count - 1)
+    return percentile_interval(
+        estimate, _resampled_means(sums, sizes, resamples, seed), count, confidence
+    )
+
+
+def percentile_interval(
+    estimate: float, resampled: NDArray[np.float64], clusters: int, confidence: float
+) -> Estimate:
+    """The expanded percentile interval of any statistic, from its values on resamples.
+
+    Args:
+        resampled: (resamples,) values.
+        clusters: how many were drawn again in each.
+
+    Returns:
+        NaN beside the estimate for a single cluster, or where a value is not finite.
+    """
+    if clusters < 2 or not np.isfinite(resampled).all():
+        return UNKNOWN._replace(estimate=estimate)
+    widening = sqrt(clusters / (clusters - 1))
+    quantile = student_quantile((1 + confidence) / 2, clusters - 1)
     tail = NormalDist().cdf(-quantile * widening)
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(estimate, float(means.std(ddof=1) * widening), float(low), float(high))
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Estimate(estimate, float(resampled.std(ddof=1) * widening), float(low), float(high))
 
 
 def cluster_sums(

@@ -7,14 +7,12 @@ Arms and draws of pi_ref are resampled together, prompt by prompt.
 
 from __future__ import annotations
 
-from math import sqrt
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from betaflow.evaluation.bootstrap import UNKNOWN, Estimate, cluster_sums, student_quantile
+from betaflow.evaluation.bootstrap import UNKNOWN, Estimate, cluster_sums, percentile_interval
 from betaflow.evaluation.optimum import Array, Optimum, harmonic_mean, reward_at
 
 STRIPS = 200  # of an area under the optimum
@@ -75,7 +73,7 @@ def ceiling(
     resampled = reward_at(found, np.broadcast_to(kl, (resamples, points)), weights)
     reward = reward_at(found, kl)
     bands = [
-        interval(float(value), column, prompts, confidence)
+        percentile_interval(float(value), column, prompts, confidence)
         for value, column in zip(reward, resampled.T, strict=True)
     ]
     low, high = np.array([band.low for band in bands]), np.array([band.high for band in bands])
@@ -123,7 +121,7 @@ def fraction_of_optimum(
     gains = reward_at(found, (weights @ kl)[:, None], weights)[:, 0] - base
     shares = (weights @ reward - base) / np.where(gains > 0, gains, np.nan)
     estimate = (mean_reward - reference) / (best - reference)
-    fraction = interval(estimate, shares, len(reward), confidence)
+    fraction = percentile_interval(estimate, shares, len(reward), confidence)
     return whole._replace(fraction=fraction)
 
 
@@ -184,7 +182,7 @@ def area_fraction(
     reached = np.array([hull_at(x, y, at) for x, y in points])
     shares = (reached @ widths) / ((best - base[:, None]) @ widths)
     excess = float(shares[1:].mean() - shares[0])
-    raw = interval(float(shares[0] - excess), shares[1:], prompts, confidence)
+    raw = percentile_interval(float(shares[0] - excess), shares[1:], prompts, confidence)
     fraction = raw._replace(low=raw.low - 2 * excess, high=raw.high - 2 * excess)
     return Area(fraction, low_kl, high_kl)
 
@@ -235,19 +233,6 @@ def prompt_weights(prompts: int, resamples: int, seed: int) -> Array:
     cells = drawn + prompts * np.arange(resamples)[:, None]
     counts = np.bincount(cells.ravel(), minlength=resamples * prompts)
     return counts.reshape(resamples, prompts) / prompts
-
-
-def interval(estimate: float, resampled: Array, prompts: int, confidence: float) -> Estimate:
-    """`mean_interval`'s expanded percentile interval, for (resamples,) values of any statistic.
-
-    NaN beside the estimate for a single prompt, or where a resample is not finite.
-    """
-    if prompts < 2 or not np.isfinite(resampled).all():
-        return UNKNOWN._replace(estimate=estimate)
-    widening = sqrt(prompts / (prompts - 1))
-    tail = NormalDist().cdf(-student_quantile((1 + confidence) / 2, prompts - 1) * widening)
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Estimate(estimate, float(resampled.std(ddof=1) * widening), float(low), float(high))
 
 
 def _slope(start: tuple[float, float], end: tuple[float, float]) -> float:

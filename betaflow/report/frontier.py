@@ -15,13 +15,12 @@ import pandas as pd
 from betaflow.config import Arm, CompareSettings
 from betaflow.errors import UserError
 from betaflow.evaluation.best_of_n import best_of_n
-from betaflow.evaluation.bootstrap import Estimate
+from betaflow.evaluation.bootstrap import Estimate, percentile_interval
 from betaflow.evaluation.frontier import (
     Area,
     area_fraction,
     ceiling,
     fraction_of_optimum,
-    interval,
     prompt_means,
     prompt_weights,
 )
@@ -151,7 +150,7 @@ def _band(draws: Draws, kl: float, settings: CompareSettings) -> Estimate:
     at = np.full((len(weights), 1), kl)
     resampled = reward_at(draws.found, at, weights)[:, 0]
     best = float(reward_at(draws.found, kl))
-    return interval(best, resampled, len(draws.prompts), settings.confidence)
+    return percentile_interval(best, resampled, len(draws.prompts), settings.confidence)
 
 
 def _optimum(draws: Draws, settings: CompareSettings) -> Document:

@@ -53,13 +53,10 @@ def decode(
 
     Log-probabilities are the model's own at T = 1.
     """
-    longest = max(len(ids) for ids in prompts)
     place = device()
-    rows = [[pad] * (longest - len(ids)) + ids for ids in prompts]
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
+    ids, mask = _left_padded(prompts, pad)
     noise = torch.from_numpy(uniforms(seeds, budget)).to(place) if temperature > 0 else None
-    cache = _cache(model, longest + budget)
-    ids, mask = torch.tensor(rows, device=place), mask.to(place)
+    cache = _cache(model, ids.shape[1] + budget)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     alive = torch.arange(len(prompts), device=place)
     tokens = torch.full((len(prompts), budget), -1, device=place)
@@ -98,17 +95,15 @@ def generate(
     pad: int,
 ) -> list[Drawn]:
     """The same by transformers' `generate`, for any model; seeded by all the seeds together."""
-    longest = max(len(ids) for ids in prompts)
-    rows = [[pad] * (longest - len(ids)) + ids for ids in prompts]
-    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    ids, mask = _left_padded(prompts, pad)
     how: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.random.fork_rng(devices=[device()] if device().type == "cuda" else []):
         torch.manual_seed(hash(tuple(seeds)) % 2**63)
         output = model.generate(
-            input_ids=torch.tensor(rows, device=device()),
-            attention_mask=torch.tensor(mask, device=device()),
+            input_ids=ids,
+            attention_mask=mask,
             max_new_tokens=budget,
             eos_token_id=eos,
             pad_token_id=pad,
@@ -116,13 +111,21 @@ def generate(
             return_dict_in_generate=True,
             **how,
         )
-    tokens = output.sequences[:, longest:]
+    tokens = output.sequences[:, ids.shape[1] :]
     logps = [
         torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, t, None]).squeeze(-1)
         for t, logits in enumerate(output.logits)
     ]
     found = zip(tokens.tolist(), torch.stack(logps, dim=1).tolist(), strict=True)
     return [_cut(*row, eos) for row in found]
+
+
+def _left_padded(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, `(prompts, tokens)`, each prompt at the right."""
+    longest = max(len(ids) for ids in prompts)
+    rows = [[pad] * (longest - len(ids)) + ids for ids in prompts]
+    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    return torch.tensor(rows, device=device()), torch.tensor(mask, device=device())
 
 
 def uniforms(seeds: Sequence[int], count: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -16,13 +16,12 @@ from enumerated import (
     rewards_of,
 )
 
-from betaflow.evaluation.bootstrap import mean_interval
+from betaflow.evaluation.bootstrap import mean_interval, percentile_interval
 from betaflow.evaluation.frontier import (
     area_fraction,
     ceiling,
     fraction_of_optimum,
     hull_at,
-    interval,
     prompt_means,
     prompt_weights,
 )
@@ -147,7 +146,7 @@ def test_resampling_is_that_of_mean_interval() -> None:
     values = RANDOM.normal(size=25)
     weights = prompt_weights(25, 700, seed=4)
     np.testing.assert_allclose(weights.sum(axis=1), 1)
-    ours = interval(float(values.mean()), weights @ values, 25, 0.9)
+    ours = percentile_interval(float(values.mean()), weights @ values, 25, 0.9)
     assert ours == pytest.approx(mean_interval(values, resamples=700, confidence=0.9, seed=4))
 
 
@@ -226,7 +225,7 @@ def test_coverage_of_the_fraction_and_of_the_ceiling() -> None:
         estimates.append(share.estimate)
         weights = prompt_weights(48, 300, experiment)
         band = reward_at(found, np.full((300, 1), kl), weights)[:, 0]
-        curve = interval(float(reward_at(found, kl)), band, 48, 0.95)
+        curve = percentile_interval(float(reward_at(found, kl)), band, 48, 0.95)
         ceilings += curve.low <= best <= curve.high
     assert 0.93 <= fractions / 400 <= 0.97
     assert 0.93 <= ceilings / 400 <= 0.97
