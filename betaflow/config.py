@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,11 +25,13 @@ Count = Annotated[int, Field(gt=0)]
 # A grid value keeps the type YAML gave it, so that `1` and `1.0` name their arm as DVC does.
 GridNumber = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
 GridNumberOrZero = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
+GridShare = Annotated[int, Field(gt=0, le=1)] | Annotated[float, Field(gt=0, le=1)]
 
 PairMethod = Literal["dpo", "ipo", "slic"]  # arms of stage `dpo`
 PPOMethod = Literal["ppo", "ppo_gt"]  # arms of stage `ppo`
 Scorer = Literal["reward_model", "gold"]
 ModelMethod = Literal["sft", PairMethod, "preferred_ft", "unlikelihood", PPOMethod]
+UnlabelledMethod = Literal["dpo", "dpo_reward_model", "dpo_implicit", "ppo"]
 Method = Literal[ModelMethod, "best_of_n"]
 STAGES: dict[str, str] = {  # the stage that trains a method, where its name is not the method's
     "ipo": "dpo",
@@ -333,6 +335,31 @@ class PPOSettings(Section):
     training: PPOTraining
 
 
+class UnlabelledGrid(Grid):
+    """The policies of the experiment on unlabelled prompts: none where both lists are empty."""
+
+    labelled: list[GridShare]
+    seed: list[int]
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> UnlabelledGrid:
+        # Fresh pairs are drawn once a seed, whatever the shares: they would be drawn for nothing.
+        if bool(self.labelled) != bool(self.seed):
+            raise ValueError("`labelled` and `seed` are both empty, or neither")
+        return self
+
+
+class UnlabelledSettings(Section):
+    """DPO with and without unlabelled prompts; trained as `dpo`, `reward` and `ppo` say."""
+
+    grid: UnlabelledGrid
+    beta: Positive
+    learning_rate: Positive
+    ppo_beta: Positive
+    ppo_target_kl: NonNegative
+    ppo_learning_rate: Positive
+
+
 class CurveSettings(Section):
     """Gold reward and KL of held-out prompts while an arm trains."""
 
@@ -419,6 +446,7 @@ class Params(BaseModel):
     unlikelihood: UnlikelihoodSettings
     reward: RewardSettings
     ppo: PPOSettings
+    unlabelled: UnlabelledSettings
     curve: CurveSettings
     optimum: OptimumSettings
     best_of_n: BestOfNSettings
@@ -585,6 +613,68 @@ def _points(grid: Grid) -> list[dict[str, Any]]:
     """Every combination of a grid's lists, the last list's values varying fastest."""
     names = list(type(grid).model_fields)
     return [dict(zip(names, values, strict=True)) for values in product(*(v for _, v in grid))]
+
+
+class UnlabelledArm(BaseModel):
+    """One policy of the experiment on unlabelled prompts, or the reward model of a share.
+
+    It is no arm of the sweep: it is neither in the comparison nor promoted.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    method: Literal[UnlabelledMethod, "reward"]
+    labelled: GridShare  # share of the labelled prompts whose pairs are kept
+    seed: int
+    beta: float | None = None  # strength of the KL constraint; None: of a reward model
+    target_kl: float | None = None  # nats a completion; 0: beta is fixed
+    learning_rate: float
+
+    @property
+    def stage(self) -> str:
+        """The stage of `dvc.yaml` that makes it."""
+        return f"unlabelled-{self.method}"
+
+    @property
+    def name(self) -> str:
+        """Its name, as `dvc.yaml` writes it in paths: `unlabelled-dpo-f0.05-s0`."""
+        return f"{self.stage}-f{self.labelled}-s{self.seed}"
+
+    @property
+    def model_dir(self) -> Path:
+        """Where its model lies, relative to the workspace."""
+        return Path("out/unlabelled", self.name)
+
+
+def unlabelled_arm(
+    params: Params, method: UnlabelledMethod | Literal["reward"], labelled: int | float, seed: int
+) -> UnlabelledArm:
+    """The policy (or the reward model) of a method at a point of `unlabelled.grid`."""
+    settings = params.unlabelled
+    how: dict[str, float] = {"beta": settings.beta, "learning_rate": settings.learning_rate}
+    if method == "reward":
+        how = {"learning_rate": params.reward.learning_rate}
+    elif method == "ppo":
+        how = {
+            "beta": settings.ppo_beta,
+            "target_kl": settings.ppo_target_kl,
+            "learning_rate": settings.ppo_learning_rate,
+        }
+    return UnlabelledArm(method=method, labelled=labelled, seed=seed, **how)
+
+
+def unlabelled_arms(params: Params) -> list[UnlabelledArm]:
+    """Every policy of the experiment: by share, then by seed, then by method."""
+    grid = params.unlabelled.grid
+    return [
+        unlabelled_arm(params, method, share, seed)
+        for share, seed, method in product(grid.labelled, grid.seed, get_args(UnlabelledMethod))
+    ]
+
+
+def fresh_pairs_dir(seed: int) -> Path:
+    """Where the fresh pairs of a seed lie, which that experiment's policies share."""
+    return Path("out/unlabelled", f"unlabelled-fresh-s{seed}")
 
 
 def trials(sweep: Iterable[Arm]) -> dict[Method, int]:

@@ -24,6 +24,7 @@ GRID: dict[str, tuple[Any, str]] = {
     "alpha": (number, "weight of the rejected completion's likelihood; 0: Preferred-FT"),
     "target_kl": (number, "nats a completion that an adaptive beta aims at; 0: beta is fixed"),
     "learning_rate": (number, "peak learning rate"),
+    "labelled": (number, "share of the labelled prompts whose pairs are kept"),
     "seed": (int, "order of the data, and draws"),
 }
 

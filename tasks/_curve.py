@@ -32,26 +32,13 @@ def curve_probe(
     Args:
         generator: what draws from the policy: itself, or what it is wrapped in.
     """
-    settings = params.curve
-    if not settings.points:
+    if not params.curve.points:
         return None
-    gold: Callable[[str], float] | None = None
-    if params.data.source == "world":
-        from betaflow.worlds.sentiment import gold_reward
-
-        gold = gold_reward
-    asked = Probe(
-        held_out_prompts(tokenizer, params.pairs.max_prompt_tokens, settings.prompts),
-        settings.draws,
-        params.sample.max_new_tokens,
-        BATCH,
-        params.model.precision,
-        gold,
-    )
+    asked = held_out_probe(params, tokenizer)
     trust = params.model.trust_remote_code
     reference = load_policy("out/sft", trust_remote_code=trust).eval()
     engine = HFEngine(generator, tokenizer, BATCH)
-    wanted = evaluations(steps, settings.points)
+    wanted = evaluations(steps, params.curve.points)
 
     def look(done: int) -> dict[str, float]:
         if done not in wanted:
@@ -66,6 +53,23 @@ def curve_probe(
         return means(frame)
 
     return look
+
+
+def held_out_probe(params: Params, tokenizer: Any) -> Probe:
+    """What is asked at every look: of every arm the same, so that their draws are alike."""
+    gold: Callable[[str], float] | None = None
+    if params.data.source == "world":
+        from betaflow.worlds.sentiment import gold_reward
+
+        gold = gold_reward
+    return Probe(
+        held_out_prompts(tokenizer, params.pairs.max_prompt_tokens, params.curve.prompts),
+        params.curve.draws,
+        params.sample.max_new_tokens,
+        BATCH,
+        params.model.precision,
+        gold,
+    )
 
 
 def collect(arm: str, metrics: Sequence[dict[str, Any]]) -> pd.DataFrame | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,20 @@ def fingerprint(paths: list[str | Path], settings: Any) -> str:
     return digest.hexdigest()
 
 
-def stage_fingerprint(stage: str, settings: Any) -> str:
-    """SHA-256 of what `dvc.yaml` says a stage depends on (data and code), and of its settings."""
+def stage_fingerprint(stage: str, settings: Any, item: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of what `dvc.yaml` says a stage depends on (data and code), and of its settings.
+
+    Args:
+        item: the point of the stage's matrix, by which `${item.…}` in its dependencies is filled.
+    """
     try:
         stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
     except FileNotFoundError:
         raise UserError("dvc.yaml is missing; run from the repository's root") from None
-    deps = [Path(dep) for dep in stages[stage]["deps"]]
+    names = list(stages[stage]["deps"])
+    for key, value in (item or {}).items():
+        names = [name.replace(f"${{item.{key}}}", str(value)) for name in names]
+    deps = [Path(name) for name in names]
     missing = [str(dep) for dep in deps if not dep.exists()]
     if missing:
         raise UserError(f"{', '.join(missing)} is missing; run `make align` (or `dvc repro`)")

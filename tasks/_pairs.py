@@ -6,13 +6,14 @@ process. On several machines start torchrun there yourself, on its module; see d
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
-from betaflow.config import Arm, DPOTraining, Params
+from betaflow.config import Arm, DPOTraining, Params, UnlabelledArm
 from betaflow.data.tokenise import Limits
 from betaflow.errors import UserError
 from betaflow.io import read_jsonl
@@ -29,13 +30,23 @@ from tasks._processes import processes
 from tasks._training import finish
 from tasks.tracking import StepLog
 
+if TYPE_CHECKING:
+    from tasks._training import Table
+
 SAMPLES = 2  # completions shown in the log every `sample_every` steps
 
 
-def referenced_pairs(tokenizer: Any, split: str, limits: Limits) -> ReferencedPairs:
+def split_pairs(tokenizer: Any, split: str, limits: Limits) -> ReferencedPairs:
     """Pairs of a split with their cached reference log-probabilities."""
     rows = read_jsonl(f"out/pairs/{split}.jsonl")
     table = pd.read_parquet(f"out/reference/{split}.parquet")
+    return referenced_pairs(tokenizer, rows, table, limits)
+
+
+def referenced_pairs(
+    tokenizer: Any, rows: list[dict[str, Any]], table: pd.DataFrame, limits: Limits
+) -> ReferencedPairs:
+    """Pairs with the reference's log-probabilities. Raises `UserError` if those are of others."""
     chosen, rejected = encode_pairs(tokenizer, rows, limits)
     ids = [row["id"] for row in rows]
     if ids != table["id"].tolist():
@@ -111,29 +122,44 @@ def sample_printer(scorer: Any, tokenizer: Any, pairs: ReferencedPairs) -> Any:
     return show
 
 
+# With the tokenizer: the pairs to train on, and tables about them by file name.
+ReadPairs = Callable[[Params, Any], tuple[ReferencedPairs, dict[str, pd.DataFrame]]]
+
+
+def all_pairs(params: Params, tokenizer: Any) -> tuple[ReferencedPairs, dict[str, pd.DataFrame]]:
+    """Every training pair of `out/pairs`."""
+    return split_pairs(tokenizer, "train", Limits.of(params.pairs)), {}
+
+
 def train_arm(
     params: Params,
-    arm: Arm,
+    arm: Arm | UnlabelledArm,
     settings: DPOTraining,
     objective: Objective,
     *,
     options: dict[str, Any],
+    read: ReadPairs = all_pairs,
+    tables: Mapping[str, Table] | None = None,
 ) -> None:
-    """Train an arm on the pairs, in as many processes as set, and write it to its folder.
+    """Train an arm on pairs, in as many processes as set, and write it to its folder.
 
     Args:
         options: the settings that the arm depends on, for its identity and its record.
+        read: what it is trained on.
+        tables: as in `finish`, written beside the model as those of `read` are.
     """
     with processes(settings.processes):
-        _train(params, arm, settings, objective, options)
+        _train(params, arm, settings, objective, options, read, tables or {})
 
 
 def _train(
     params: Params,
-    arm: Arm,
+    arm: Arm | UnlabelledArm,
     settings: DPOTraining,
     objective: Objective,
     options: dict[str, Any],
+    read: ReadPairs,
+    tables: Mapping[str, Table],
 ) -> None:
     assert arm.seed is not None and arm.learning_rate is not None
     set_threads(settings.threads)
@@ -141,14 +167,15 @@ def _train(
     policy = fresh_policy(params, settings, arm.seed)
     tokenizer = load_tokenizer("out/sft", trust_remote_code=params.model.trust_remote_code)
     limits = Limits.of(params.pairs)
-    pairs, held_out = (referenced_pairs(tokenizer, split, limits) for split in ("train", "eval"))
+    pairs, read_too = read(params, tokenizer)
+    held_out = split_pairs(tokenizer, "eval", limits)
     kept = {
         "training": options,
         "pairs": limits._asdict(),
         "curve": params.curve.model_dump(),
         "precision": params.model.precision,
     }
-    identity = stage_fingerprint(arm.stage, {**kept, **arm.model_dump()})
+    identity = stage_fingerprint(arm.stage, {**kept, **arm.model_dump()}, arm.model_dump())
     about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
     scorer = prepare(policy, settings, pad=tokenizer.pad_token_id)
     steps = total_steps(len(pairs.ids), settings.batch_size, settings.epochs)
@@ -173,5 +200,8 @@ def _train(
         )
         model = whole_policy(policy, params, settings, arm.seed)
         if is_main():
-            tables = {"curve.parquet": collect(arm.name, trained.metrics)}
-            finish(arm.model_dir, model, tokenizer, trained, figures, about, log, tables=tables)
+            looks = {"curve.parquet": collect(arm.name, trained.metrics)}
+            finish(
+                arm.model_dir, model, tokenizer, trained, figures, about, log,
+                tables=looks | read_too | dict(tables),
+            )  # fmt: skip

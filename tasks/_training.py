@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from betaflow.training.loop import Trained
     from tasks.tracking import StepLog
 
+    Table = pd.DataFrame | Callable[[Path], pd.DataFrame] | None
+
 
 def finish(
     output: str | Path,
@@ -28,7 +30,7 @@ def finish(
     log: StepLog,
     *,
     phases: dict[str, float] | None = None,
-    tables: Mapping[str, pd.DataFrame | None] | None = None,
+    tables: Mapping[str, Table] | None = None,
 ) -> None:
     """Write a trained model with its metrics whole, log the end, and clear its checkpoints.
 
@@ -37,14 +39,16 @@ def finish(
 
     Args:
         phases: mean seconds a step of each part of it.
-        tables: by file name, what is written beside the model; None: no such file.
+        tables: by file name, what is written beside the model; None: no such file; a function:
+            it is called, with the folder, once the model lies there.
     """
     step = 3 * forward_flops(model)
     with atomic_directory(output) as folder:
-        for name, table in (tables or {}).items():
+        save_model(model, tokenizer, folder)
+        for name, given in (tables or {}).items():
+            table = given(folder) if callable(given) else given
             if table is not None:
                 table.to_parquet(folder / name, index=False)
-        save_model(model, tokenizer, folder)
         write_jsonl(folder / "metrics.jsonl", trained.metrics)
         summary = {
             **about,

@@ -10,24 +10,34 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from betaflow.config import arms, load_params
+from betaflow.config import (
+    Params,
+    arms,
+    fresh_pairs_dir,
+    load_params,
+    unlabelled_arm,
+    unlabelled_arms,
+)
 from betaflow.io import write_json
 from betaflow.training import checkpoints
 from tasks._main import run
 
 # So that the folder is there, for `compare`, where the sweep has no such arm.
 UNLIKELIHOOD = Path("out/unlikelihood/arms.json")
+UNLABELLED = Path("out/unlabelled/arms.json")  # the same, for the stage `unlabelled`
 
 
 def main() -> None:
-    """Write the sweep's arms, and those of `unlikelihood`; remove other arms' outputs."""
-    sweep = arms(load_params())
+    """Write the sweep's arms, and those of two stages alone; remove other arms' outputs."""
+    params = load_params()
+    sweep, beside = arms(params), unlabelled_arms(params)
     models = [arm for arm in sweep if arm.has_model]
     keep = {
         Path("out", stage): {arm.name for arm in models if arm.stage == stage}
         for stage in ("dpo", "unlikelihood", "ppo")
     }
     keep[UNLIKELIHOOD.parent].add(UNLIKELIHOOD.name)
+    keep[UNLABELLED.parent] = {UNLABELLED.name} | _unlabelled(params)
     keep[Path("out/samples")] = {f"{arm.name}.parquet" for arm in sweep}
     keep[Path("out/benchmark")] = {f"{arm.name}.json" for arm in models}
     for folder, names in keep.items():
@@ -40,6 +50,18 @@ def main() -> None:
     write_json("out/arms.json", rows)
     own = [row for arm, row in zip(sweep, rows, strict=True) if arm.stage == "unlikelihood"]
     write_json(UNLIKELIHOOD, own)
+    write_json(UNLABELLED, [{"name": arm.name, **arm.model_dump()} for arm in beside])
+
+
+def _unlabelled(params: Params) -> set[str]:
+    """What the experiment on unlabelled prompts writes: policies, reward models, fresh pairs."""
+    grid = params.unlabelled.grid
+    models = unlabelled_arms(params) + [
+        unlabelled_arm(params, "reward", share, seed)
+        for share in grid.labelled
+        for seed in grid.seed
+    ]
+    return {arm.name for arm in models} | {fresh_pairs_dir(seed).name for seed in grid.seed}
 
 
 if __name__ == "__main__":

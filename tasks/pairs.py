@@ -32,15 +32,7 @@ def main() -> None:
         if params.pairs.source == "sampled":
             from betaflow.worlds.sentiment import gold_reward
 
-            engine = open_engine(
-                params.pairs.engine,
-                "out/sft",
-                threads=params.pairs.threads,
-                precision=params.model.precision,
-                batch_size=256,
-                trust_remote_code=trust,
-            )
-            _check(engine, params, tokenizer)
+            engine = reference_engine(params, tokenizer)
             for split in ("train", "eval"):
                 name, longest = f"prompts_{split}", params.pairs.max_prompt_tokens
                 prompts = prompt_rows(tokenizer, name, longest)
@@ -61,16 +53,26 @@ def main() -> None:
         print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in sorted(figures.items())))
 
 
-def _check(engine: Engine, params: Params, tokenizer: Any) -> None:
-    """Compare the engine with Hugging Face on a few held-out texts."""
+def reference_engine(params: Params, tokenizer: Any) -> Engine:
+    """The engine that draws from pi_ref, compared with Hugging Face on a few held-out texts."""
+    trust = params.model.trust_remote_code
+    engine = open_engine(
+        params.pairs.engine,
+        "out/sft",
+        threads=params.pairs.threads,
+        precision=params.model.precision,
+        batch_size=256,
+        trust_remote_code=trust,
+    )
     texts = [render_text(tokenizer, row) for row in read_jsonl("out/data/sft_eval.jsonl")[:16]]
     check_engine(
         engine,
         "out/sft",
         [encode(tokenizer, text[:4], text[4:]) for text in texts],
         tolerance=params.pairs.logprob_tolerance,
-        trust_remote_code=params.model.trust_remote_code,
+        trust_remote_code=trust,
     )
+    return engine
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from betaflow.config import Arm, Params, load_params
+from betaflow.config import Arm, Params, UnlabelledArm, load_params
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
 from betaflow.policy.flops import forward_flops
@@ -15,6 +17,7 @@ from betaflow.policy.loading import load_policy, load_reward_model, load_tokeniz
 from betaflow.policy.rewards import all_sequence_scores
 from betaflow.sampling.engine import open_engine
 from betaflow.sampling.hf_engine import HFEngine
+from betaflow.sampling.parity import release
 from betaflow.training.ppo import Models, Reward, Score, reference_scale, train_ppo
 from tasks import tracking
 from tasks._arguments import grid_arguments
@@ -23,6 +26,9 @@ from tasks._inputs import prompt_rows, stage_fingerprint
 from tasks._main import run, set_threads
 from tasks._training import finish
 
+if TYPE_CHECKING:
+    from tasks._training import Table
+
 GRID = ["method", "beta", "target_kl", "learning_rate", "seed"]
 
 
@@ -30,14 +36,30 @@ def main(arguments: argparse.Namespace | None = None) -> None:
     """Train the arm that the command line names, on labelled and unlabelled prompts."""
     params = load_params()
     given = arguments or grid_arguments(__doc__, GRID, ["ppo", "ppo_gt"])
-    arm = Arm(**{name: getattr(given, name) for name in GRID})
+    train(params, Arm(**{name: getattr(given, name) for name in GRID}), Path("out/reward"))
+
+
+def train(
+    params: Params,
+    arm: Arm | UnlabelledArm,
+    reward_model: Path,
+    tables: Mapping[str, Table] | None = None,
+) -> None:
+    """Train an arm on labelled and unlabelled prompts, and write it to its folder.
+
+    Args:
+        reward_model: its folder.
+        tables: as in `finish`, written beside the model.
+    """
+    assert arm.seed is not None and arm.learning_rate is not None
+    assert arm.beta is not None and arm.target_kl is not None
     settings, trust = params.ppo.training, params.model.trust_remote_code
     set_threads(settings.threads)
     tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
     models = Models(
         policy=load_policy("out/sft", trust_remote_code=trust),
         reference=load_policy("out/sft", trust_remote_code=trust).eval(),
-        critic=load_reward_model("out/reward", trust_remote_code=trust),
+        critic=load_reward_model(reward_model, trust_remote_code=trust),
     )
     longest = params.pairs.max_prompt_tokens
     prompts = [
@@ -52,15 +74,16 @@ def main(arguments: argparse.Namespace | None = None) -> None:
         "curve": params.curve.model_dump(),
         "precision": params.model.precision,
     }
-    identity = stage_fingerprint("ppo", {**kept, **arm.model_dump(), "longest": longest})
-    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
-    model_score, cost = _model_score(params, tokenizer)
+    point = arm.model_dump()
+    identity = stage_fingerprint(arm.stage, {**kept, **point, "longest": longest}, point)
+    about = {"arm": arm.name, **point, "fingerprint": identity, "settings": kept}
+    model_score, cost = _model_score(params, tokenizer, reward_model)
     score = model_score if arm.method == "ppo" else _gold_score(tokenizer)
     drawer = HFEngine(models.reference, tokenizer, settings.batch_size)
-    critic_scale = reference_scale(model_score, drawer, prompts, settings, seed=given.seed)
+    critic_scale = reference_scale(model_score, drawer, prompts, settings, seed=arm.seed)
     scale = critic_scale
     if score is not model_score:
-        scale = reference_scale(score, drawer, prompts, settings, seed=given.seed)
+        scale = reference_scale(score, drawer, prompts, settings, seed=arm.seed)
     engine, hand_over = _rollouts(params, models, tokenizer)
     with tracking.training_run(params, about) as log:
         trained, phases = train_ppo(
@@ -72,10 +95,10 @@ def main(arguments: argparse.Namespace | None = None) -> None:
             settings,
             pad=tokenizer.pad_token_id,
             label=arm.name,
-            beta=float(given.beta),
-            target_kl=float(given.target_kl),
-            peak_rate=float(given.learning_rate),
-            seed=given.seed,
+            beta=float(arm.beta),
+            target_kl=float(arm.target_kl),
+            peak_rate=float(arm.learning_rate),
+            seed=arm.seed,
             precision=params.model.precision,
             fingerprint=identity,
             on_step=log.step,
@@ -86,16 +109,18 @@ def main(arguments: argparse.Namespace | None = None) -> None:
         )
         last = trained.metrics[-1]
         figures = {f"last/{key}": last[key] for key in ("reward/score", "kl", "objective")}
+        release(engine)
+        looks = {"curve.parquet": collect(arm.name, trained.metrics)}
         finish(
             arm.model_dir, models.policy, tokenizer, trained, figures, about, log,
-            phases=phases, tables={"curve.parquet": collect(arm.name, trained.metrics)},
+            phases=phases, tables={**looks, **(tables or {})},
         )  # fmt: skip
     print("seconds an iteration: " + ", ".join(f"{k} {v:.3f}" for k, v in phases.items()))
 
 
-def _model_score(params: Params, tokenizer: Any) -> tuple[Score, float]:
+def _model_score(params: Params, tokenizer: Any, folder: Path) -> tuple[Score, float]:
     """The reward model's score, and its forward FLOPs a token."""
-    model = load_reward_model("out/reward", trust_remote_code=params.model.trust_remote_code).eval()
+    model = load_reward_model(folder, trust_remote_code=params.model.trust_remote_code).eval()
 
     def score(episodes: list[Encoded]) -> torch.Tensor:
         return all_sequence_scores(

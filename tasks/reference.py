@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pandas as pd
 
-from betaflow.config import load_params
-from betaflow.data.tokenise import Limits
+from betaflow.config import Params, load_params
+from betaflow.data.tokenise import Encoded, Limits
 from betaflow.io import LOCAL, atomic_directory, read_jsonl, write_json
 from betaflow.policy.flops import forward_flops
 from betaflow.policy.loading import load_policy, load_tokenizer
@@ -34,22 +35,10 @@ def main() -> None:
             rows = read_jsonl(f"out/pairs/{split}.jsonl")
             began = time.monotonic()
             chosen, rejected = encode_pairs(tokenizer, rows, Limits.of(params.pairs))
-            logps = all_sequence_logps(
-                scorer,
-                chosen + rejected,  # together: completions share their prompts
-                budget=params.reference.micro_batch_tokens,
-                precision=params.model.precision,
-                label=f"reference-{split}",
+            table = reference_table(
+                scorer, rows, chosen, rejected, params, label=f"reference-{split}"
             )
-            columns: dict[str, list[str] | list[float] | list[int]] = {
-                "id": [row["id"] for row in rows]
-            }
-            for name, side, values in zip(
-                ("chosen", "rejected"), (chosen, rejected), logps.view(2, -1), strict=True
-            ):
-                columns[f"{name}_logps"] = values.tolist()
-                columns[f"{name}_tokens"] = [len(s.completion) for s in side]
-            pd.DataFrame(columns).to_parquet(folder / f"{split}.parquet", index=False)
+            table.to_parquet(folder / f"{split}.parquet", index=False)
             if split == "train":
                 seconds = time.monotonic() - began
                 tokens = sum(s.length for s in chosen + rejected)
@@ -58,6 +47,32 @@ def main() -> None:
                 write_json(folder / "summary.json", summary)
             print(f"{split}: {len(rows)} pairs")
     write_json(LOCAL / "timings" / "reference.json", {"train_seconds": round(seconds, 2)})
+
+
+def reference_table(
+    scorer: Scorer,
+    rows: list[dict[str, Any]],
+    chosen: list[Encoded],
+    rejected: list[Encoded],
+    params: Params,
+    *,
+    label: str,
+) -> pd.DataFrame:
+    """Each pair's id, and log-probability (nats) and tokens of both its completions."""
+    logps = all_sequence_logps(
+        scorer,
+        chosen + rejected,  # together: completions share their prompts
+        budget=params.reference.micro_batch_tokens,
+        precision=params.model.precision,
+        label=label,
+    )
+    columns: dict[str, list[str] | list[float] | list[int]] = {"id": [row["id"] for row in rows]}
+    for name, side, values in zip(
+        ("chosen", "rejected"), (chosen, rejected), logps.view(2, -1), strict=True
+    ):
+        columns[f"{name}_logps"] = values.tolist()
+        columns[f"{name}_tokens"] = [len(s.completion) for s in side]
+    return pd.DataFrame(columns)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 
-from betaflow.config import load_params
+from betaflow.config import Params, RewardSettings, load_params
 from betaflow.data.tokenise import Limits
 from betaflow.io import read_jsonl
 from betaflow.policy.loading import load_reward_model, load_tokenizer
@@ -16,45 +19,64 @@ from tasks._training import finish
 
 
 def main() -> None:
-    """Train the reward model; held-out accuracy goes into `summary.json`, margins into a table."""
+    """Train the reward model on every pair."""
     params = load_params()
-    set_threads(params.reward.threads)
-    trust = params.model.trust_remote_code
-    model = load_reward_model("out/sft", trust_remote_code=trust, new_head_seed=params.reward.seed)
-    tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    limits = Limits.of(params.pairs)
-    rows = {split: read_jsonl(f"out/pairs/{split}.jsonl") for split in ("train", "eval")}
-    pairs, held_out = (encode_pairs(tokenizer, rows[split], limits) for split in rows)
-    settings = {
-        "reward": params.reward.model_dump(),
-        "pairs": limits._asdict(),
-        "precision": params.model.precision,
-    }
-    identity = stage_fingerprint("reward", settings)
+    settings = params.reward
     about = {
         "arm": "reward",
         "method": "reward",
         "beta": None,
-        "learning_rate": params.reward.learning_rate,
-        "seed": params.reward.seed,
-        "fingerprint": identity,
-        "settings": settings,
+        "learning_rate": settings.learning_rate,
+        "seed": settings.seed,
     }
+    train(params, settings, read_jsonl("out/pairs/train.jsonl"), "reward", about, "out/reward")
+
+
+def train(
+    params: Params,
+    settings: RewardSettings,
+    rows: list[dict[str, Any]],
+    stage: str,
+    about: dict[str, Any],
+    output: str | Path,
+) -> None:
+    """Train a reward model; held-out accuracy goes into `summary.json`, margins into a table.
+
+    Args:
+        rows: pairs to train on.
+        stage: of `dvc.yaml`.
+        about: the `arm`'s name, and its point in the grid.
+    """
+    set_threads(settings.threads)
+    trust = params.model.trust_remote_code
+    model = load_reward_model("out/sft", trust_remote_code=trust, new_head_seed=settings.seed)
+    tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    limits = Limits.of(params.pairs)
+    held_out_rows = read_jsonl("out/pairs/eval.jsonl")
+    pairs, held_out = (encode_pairs(tokenizer, some, limits) for some in (rows, held_out_rows))
+    kept = {
+        "reward": settings.model_dump(),
+        "pairs": limits._asdict(),
+        "precision": params.model.precision,
+    }
+    identity = stage_fingerprint(stage, {**kept, **about})
+    about = {**about, "fingerprint": identity, "settings": kept}
     with tracking.training_run(params, about) as log:
         trained, figures, margins = train_reward(
             model,
             pairs,
             held_out,
-            params.reward,
+            settings,
             pad=tokenizer.pad_token_id,
             precision=params.model.precision,
             fingerprint=identity,
+            label=about["arm"],
             on_step=log.step,
         )
-        table = pd.DataFrame({"id": [row["id"] for row in rows["eval"]], "margin": margins})
+        table = pd.DataFrame({"id": [row["id"] for row in held_out_rows], "margin": margins})
         finish(
-            "out/reward", model, tokenizer, trained, figures, about, log,
+            output, model, tokenizer, trained, figures, about, log,
             tables={"held_out.parquet": table},
         )  # fmt: skip
 

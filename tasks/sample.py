@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,10 +23,20 @@ BATCH = 64
 
 
 def main() -> None:
-    """Draw, compare the engine's log-probabilities with Hugging Face's, score, write."""
+    """Draw and score the completions of the arm that the command line names; write them."""
     params = load_params()
     arm = model_argument(__doc__, params)
-    name, folder = arm.name, str(arm.model_dir)
+    frame = samples(params, arm.name, arm.model_dir)
+    with atomic_file(f"out/samples/{arm.name}.parquet") as path:
+        frame.to_parquet(path, index=False)
+
+
+def samples(params: Params, name: str, folder: str | Path) -> pd.DataFrame:
+    """A row a completion, as `sample` asks, of the model in `folder`, scored.
+
+    Raises:
+        UserError: the engine's log-probabilities are not Hugging Face's.
+    """
     settings, trust = params.sample, params.model.trust_remote_code
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     prompts = _prompts(params, tokenizer)
@@ -51,10 +62,9 @@ def main() -> None:
         tolerance=settings.logprob_tolerance,
         what=f"{settings.engine} on {folder}",
     )
-    with atomic_file(f"out/samples/{name}.parquet") as path:
-        frame.to_parquet(path, index=False)
     reward = frame["gold_reward" if params.data.source == "world" else "reward_model"]
     print(f"{name}: mean reward {reward.mean():.3f}, log-probs within {gap:.1e} of Hugging Face's")
+    return frame
 
 
 def _prompts(params: Params, tokenizer: Any) -> list[dict[str, Any]]:
@@ -99,7 +109,9 @@ def _draw(
     return rows, drawn
 
 
-def _score(frame: pd.DataFrame, sequences: list[Encoded], folder: str, params: Params) -> None:
+def _score(
+    frame: pd.DataFrame, sequences: list[Encoded], folder: str | Path, params: Params
+) -> None:
     """Add KL, log-probabilities and rewards to the samples."""
     trust = params.model.trust_remote_code
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from betaflow.config import Arm, Params
+from betaflow.config import Arm, Params, UnlabelledArm
 from betaflow.io import LOCAL
 from tasks._inputs import fingerprint, without_neutral
 
@@ -111,7 +111,8 @@ class Tracker:
         """Log an arm's parameters, its data (`mlflow.data`) and the DVC hashes of its inputs."""
         from mlflow.entities import Param, RunTag
 
-        values = {name: about[name] for name in Arm.model_fields if about.get(name) is not None}
+        names = dict.fromkeys([*Arm.model_fields, *UnlabelledArm.model_fields])
+        values = {name: about[name] for name in names if about.get(name) is not None}
         values |= flatten(without_neutral(about["settings"]))  # MLflow keeps a run's first
         self.client.log_batch(
             run.info.run_id,

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from betaflow.config import Arm, Params, arms, load_params, parse_params, trials
+from betaflow.config import (
+    Arm,
+    Params,
+    arms,
+    fresh_pairs_dir,
+    load_params,
+    parse_params,
+    trials,
+    unlabelled_arms,
+)
 from betaflow.errors import UserError
 
 
@@ -67,6 +76,9 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("ppo.training.minibatches", 97, "`minibatches` is more than the 96 of `batch_size`"),
         ("unlikelihood.grid.alpha", [-0.1], "unlikelihood.grid.alpha.0:"),
         ("unlikelihood.grid.alpha", [0, 0.0], "unlikelihood.grid: `alpha` lists a value twice"),
+        ("unlabelled.grid.labelled", [0], "unlabelled.grid.labelled.0:"),
+        ("unlabelled.grid.labelled", [1.5], "unlabelled.grid.labelled.0:"),
+        ("unlabelled.grid.labelled", [0.5], "`labelled` and `seed` are both empty, or neither"),
         ("best_of_n.grid.n", [0], "best_of_n.grid.n.0:"),
         ("best_of_n.grid.n", [4], "the best of 4 is chosen among fresh draws for each of the 2"),
         ("optimum.samples", 29, "optimum.samples: 29 draws can't have an effective sample size"),
@@ -182,6 +194,24 @@ def test_text_that_is_not_yaml_or_not_there(tmp_path: Path) -> None:
         load_params(tmp_path / "params.yaml")
 
 
+def test_the_experiment_on_unlabelled_prompts_is_beside_the_sweep(values: dict[str, Any]) -> None:
+    before = parse_params(values)
+    assert unlabelled_arms(before) == []
+    put(values, "unlabelled.grid", {"labelled": [0.05, 1], "seed": [0, 2]})
+    params = parse_params(values)
+    assert arms(params) == arms(before)
+    found = unlabelled_arms(params)
+    assert len({arm.name for arm in found}) == len(found) == 4 * 2 * 2
+    assert [arm.name for arm in found[:4]] == [
+        "unlabelled-dpo-f0.05-s0",
+        "unlabelled-dpo_reward_model-f0.05-s0",
+        "unlabelled-dpo_implicit-f0.05-s0",
+        "unlabelled-ppo-f0.05-s0",
+    ]
+    assert found[-1].name == "unlabelled-ppo-f1-s2"
+    assert (found[-1].beta, found[0].beta) == (params.unlabelled.ppo_beta, params.unlabelled.beta)
+
+
 def test_arms_are_named_as_dvc_names_their_outputs(
     repository: Path, values: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -192,6 +222,7 @@ def test_arms_are_named_as_dvc_names_their_outputs(
     values["unlikelihood"]["grid"] = {"alpha": [0, 0.05, 1.0], **trained}
     ppo = {"method": ["ppo", "ppo_gt"], "beta": [0.1, 1], "target_kl": [0, 0.5, 6.0]}
     values["ppo"]["grid"] = {**ppo, **trained}
+    values["unlabelled"]["grid"] = {"labelled": [0.05, 1], "seed": [0, 2]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "dvc.yaml").write_text((repository / "dvc.yaml").read_text())
     Repo.init(str(tmp_path), no_scm=True)
@@ -205,3 +236,6 @@ def test_arms_are_named_as_dvc_names_their_outputs(
     for arm, (folder, ending) in product(sweep, [("samples", "parquet"), ("benchmark", "json")]):
         assert f"out/{folder}/{arm.name}.{ending}" in found
     assert {str(arm.model_dir) for arm in sweep} <= found
+    params = load_params(tmp_path / "params.yaml")
+    assert {str(arm.model_dir) for arm in unlabelled_arms(params)} <= found
+    assert {str(fresh_pairs_dir(seed)) for seed in (0, 2)} <= found

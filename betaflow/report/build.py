@@ -132,18 +132,20 @@ def read_arms(out: Path = OUT) -> list[Arm]:
 
 def read_samples(arms: Sequence[Arm], out: Path = OUT) -> dict[str, pd.DataFrame]:
     """By arm name, its scored completions."""
-    found = {}
-    for arm in arms:
-        path = out / "samples" / f"{arm.name}.parquet"
-        try:
-            found[arm.name] = pd.read_parquet(path)
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} is missing; run `make align` (or `dvc repro`) to make it"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it and run again") from None
-    return found
+    folder = out / "samples"
+    return {arm.name: read_completions(folder / f"{arm.name}.parquet") for arm in arms}
+
+
+def read_completions(path: Path) -> pd.DataFrame:
+    """One policy's scored completions. A missing or damaged file is a `UserError`."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing; run `make align` (or `dvc repro`) to make it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again") from None
 
 
 def read_seconds(out: Path = OUT) -> dict[str, float]:

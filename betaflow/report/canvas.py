@@ -24,11 +24,16 @@ RC: dict[str, Any] = {
 RC |= {"grid.color": "#e3e3e3", "axes.axisbelow": True, "legend.frameon": False}
 
 
-def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels side by side, in inches."""
+def new_figure(
+    width: float, height: float, panels: int = 1, rows: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure, in inches, of so many panels side by side; in rows, the last maybe shorter."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    axes = figure.subplots(rows, -(-panels // rows), squeeze=False).ravel()
+    for spare in axes[panels:]:
+        spare.remove()
+    return figure, list(axes[:panels])
 
 
 def save(draw: Callable[[], Figure], path: Path) -> None:

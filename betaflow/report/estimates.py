@@ -167,7 +167,7 @@ def _sample_estimates(
         ("gold_reward_ood", there, "gold_reward"),
         ("completion_tokens", here, "completion_tokens"),
     ]:
-        row |= _spread(name, interval(table[column], table["prompt_id"], settings))
+        row |= spread(name, interval(table[column], table["prompt_id"], settings))
     return row
 
 
@@ -184,10 +184,11 @@ def _win_estimate(
         confidence=settings.confidence,
         seed=settings.seed,
     )
-    return _spread(name, found)
+    return spread(name, found)
 
 
-def _spread(name: str, found: Estimate) -> Row:
+def spread(name: str, found: Estimate) -> Row:
+    """An estimate as three columns: itself, and the ends of its interval."""
     return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
 
 

@@ -25,7 +25,7 @@ from betaflow.evaluation.frontier import (
     prompt_weights,
 )
 from betaflow.evaluation.optimum import Array, Optimum, reward_at, trace
-from betaflow.report.estimates import KL_TEMPERATURE, Row, check_samples, judge_column
+from betaflow.report.estimates import KL_TEMPERATURE, Row, check_samples, judge_column, spread
 from betaflow.report.estimates import interval as mean_interval
 from betaflow.report.methods import label
 
@@ -57,10 +57,15 @@ def read_draws(table: pd.DataFrame, minimum_ess: float) -> Draws | None:
     """`out/optimum/draws.parquet` as a matrix; None where nothing was drawn or no gold is known."""
     if table.empty or table["gold_reward"].isna().any():
         return None
-    names = table["prompt_id"].drop_duplicates().to_numpy()
-    rewards = table.sort_values(["prompt_id", "draw"])["gold_reward"].to_numpy()
-    matrix = rewards.reshape(len(names), -1)
-    return Draws(np.sort(names), matrix, trace(matrix, minimum_ess=minimum_ess), minimum_ess)
+    names = np.sort(table["prompt_id"].unique())
+    matrix = draw_matrix(table, "gold_reward")
+    return Draws(names, matrix, trace(matrix, minimum_ess=minimum_ess), minimum_ess)
+
+
+def draw_matrix(table: pd.DataFrame, column: str) -> Array:
+    """(prompts, draws) values of a column of `out/optimum/draws.parquet`, prompts sorted by id."""
+    values = table.sort_values(["prompt_id", "draw"])[column].to_numpy()
+    return values.reshape(table["prompt_id"].nunique(), -1)
 
 
 def frontier(
@@ -125,7 +130,7 @@ def _arm(
     gained = mean_interval(own[reward], own["prompt_id"], settings)
     kl = mean_interval(own["kl"], own["prompt_id"], settings)
     row: Row = {"arm": arm.name, **arm.model_dump()}
-    row |= _spread("reward", gained) | _spread("kl", kl)
+    row |= spread("reward", gained) | spread("kl", kl)
     row |= dict.fromkeys(ARM_COLUMNS[6:-1]) | {"note": "", "above": False}
     if draws is None:
         return row
@@ -139,7 +144,7 @@ def _arm(
         confidence=settings.confidence,
         seed=settings.seed,
     )
-    row |= {"optimum": share.optimum, **_spread("fraction", share.fraction), "note": share.note}
+    row |= {"optimum": share.optimum, **spread("fraction", share.fraction), "note": share.note}
     row["above"] = bool(gained.low > _band(draws, share.kl, settings).high)
     return row
 
@@ -172,9 +177,8 @@ def _optimum(draws: Draws, settings: CompareSettings) -> Document:
 
 def _best_of_n(draws: Draws, settings: CompareSettings) -> list[Row]:
     """Best-of-N by the gold reward, for n = 1, 2, 4 and on."""
-    largest = min(LARGEST_N, draws.rewards.shape[1])
     found = []
-    for n in (2**power for power in range(largest.bit_length())):
+    for n in sizes(draws.rewards.shape[1]):
         point = best_of_n(
             draws.rewards,
             n,
@@ -182,8 +186,13 @@ def _best_of_n(draws: Draws, settings: CompareSettings) -> list[Row]:
             confidence=settings.confidence,
             seed=settings.seed,
         )
-        found.append({"n": n, "kl": point.kl, **_spread("reward", point.reward)})
+        found.append({"n": n, "kl": point.kl, **spread("reward", point.reward)})
     return found
+
+
+def sizes(draws: int) -> list[int]:
+    """1, 2, 4 and on: the n of Best-of-N that so many draws a prompt tell."""
+    return [2**power for power in range(min(LARGEST_N, draws).bit_length())]
 
 
 def _looks(table: pd.DataFrame, reward: str) -> list[Row]:
@@ -223,9 +232,9 @@ def _methods(
                 "arms": len(members),
                 "low_kl": ends.low_kl,
                 "high_kl": ends.high_kl,
-                **_spread("area", ends.fraction),
+                **spread("area", ends.fraction),
                 "looks": len(looks),
-                **_spread("looks_area", _area(looks if seen else [], seen or draws, settings)[0]),
+                **spread("looks_area", _area(looks if seen else [], seen or draws, settings)[0]),
             }
         )
     return rows
@@ -251,7 +260,3 @@ def _area(points: Sequence[pd.DataFrame], draws: Draws, settings: CompareSetting
         confidence=settings.confidence,
         seed=settings.seed,
     )
-
-
-def _spread(name: str, found: Estimate) -> Row:
-    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -30,10 +30,10 @@ def write_frontier(params: Params, folder: Path, *, out: Path = OUT) -> Document
     arms = read_arms(out)
     columns = ["prompt_id", "draw", "gold_reward"]
     draws = read_draws(
-        _read(out / "optimum" / "draws.parquet", columns), params.optimum.minimum_ess
+        read_table(out / "optimum" / "draws.parquet", columns), params.optimum.minimum_ess
     )
     document: Document = tidy(
-        frontier(arms, read_samples(arms, out), _curves(arms, out), draws, params.compare)
+        frontier(arms, read_samples(arms, out), read_curves(arms, out), draws, params.compare)
     )
     write_json(folder / "frontier.json", document)
     names = ["arm", *Arm.model_fields, *ARM_COLUMNS]
@@ -42,7 +42,7 @@ def write_frontier(params: Params, folder: Path, *, out: Path = OUT) -> Document
     return document
 
 
-def _curves(arms: list[Arm], out: Path) -> dict[str, pd.DataFrame]:
+def read_curves(arms: list[Arm], out: Path = OUT) -> dict[str, pd.DataFrame]:
     """By arm name, what was looked at while it trained, of arms that were looked at."""
     found = {}
     for arm in arms:
@@ -54,7 +54,8 @@ def _curves(arms: list[Arm], out: Path) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Columns of the stage `optimum`'s table. One that is missing or damaged is a `UserError`."""
     try:
         return pd.read_parquet(path, columns=columns)
     except FileNotFoundError:

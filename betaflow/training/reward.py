@@ -30,6 +30,7 @@ def train_reward(
     pad: int,
     precision: str,
     fingerprint: str,
+    label: str = "reward",
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[loop.Trained, dict[str, float], list[float]]:
     """Train in place on (chosen, rejected) sequences; return metrics, and how it does held out.
@@ -73,7 +74,7 @@ def train_reward(
 
     model.train()
     trained = loop.fit(
-        "reward",
+        label,
         steps,
         update,
         modules={"reward": model},
