@@ -72,15 +72,15 @@ def draw_rewards(document: Document) -> Figure:
 
 
 def draw_drift(document: Document) -> Figure:
-    """Length and entropy of every arm's draws as it moves away from the reference."""
+    """Length and entropy of the draws, means over seeds, on the way from the reference."""
     figure, grid = new_figure(9.2, 3.8, 2)
     panels = {"completion_tokens": "tokens a completion", "entropy": "entropy, nats a token"}
     shades = _shades(document)
     for axes, (name, title) in zip(grid, panels.items(), strict=True):
         axes.axhline(document["start"][name], color=INK, linewidth=0.9, linestyle=":")
         for group in document["groups"]:
-            for looks in _looks(document, group):
-                _way(axes, [r["d"] for r in looks], [r[name] for r in looks], group, shades)
+            looks = group["curve"]
+            _way(axes, [r["d"] for r in looks], [r[name] for r in looks], group, shades)
         axes.set_xlabel(DISTANCE)
         axes.set_ylabel(title)
     figure.legend(handles=_names(document, shades), loc="outside right upper", fontsize=8.5)
