@@ -136,6 +136,19 @@ class OptimisationSettings(Section):
     threads: Count
 
 
+class StoppedEarly(OptimisationSettings):
+    """Training on pairs that may stop early, by the loss on the held-out ones."""
+
+    eval_every: Count | None
+    patience: Count | None
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> StoppedEarly:
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError("`patience` counts evaluations: set `eval_every` too")
+        return self
+
+
 class SFTSettings(OptimisationSettings):
     """Supervised fine-tuning on packed text."""
 
@@ -238,7 +251,7 @@ class LoRASettings(Section):
     targets: Annotated[list[str], Field(min_length=1)] | None
 
 
-class DPOTraining(OptimisationSettings):
+class DPOTraining(StoppedEarly):
     """Direct Preference Optimization (Rafailov et al. 2023), and the losses near it."""
 
     loss: LossName
@@ -248,8 +261,6 @@ class DPOTraining(OptimisationSettings):
     sft_weight: NonNegative
     epochs: Positive
     micro_batch_tokens: Count
-    eval_every: Count | None
-    patience: Count | None
     sample_every: Count | None
     keep_checkpoints: Annotated[int, Field(ge=2)]
     gradient_checkpointing: bool
@@ -266,8 +277,6 @@ class DPOTraining(OptimisationSettings):
             length_normalised=self.length_normalised,
             margin=self.margin,
         )
-        if self.patience is not None and self.eval_every is None:
-            raise ValueError("`patience` counts evaluations: set `eval_every` too")
         return self
 
     def of(self, method: PairMethod) -> DPOTraining:
@@ -292,7 +301,7 @@ class UnlikelihoodSettings(Section):
     grid: UnlikelihoodGrid
 
 
-class RewardSettings(OptimisationSettings):
+class RewardSettings(StoppedEarly):
     """The Bradley-Terry reward model."""
 
     learning_rate: Positive

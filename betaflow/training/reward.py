@@ -38,7 +38,7 @@ def train_reward(
     That is figures under `eval/`, and each held-out pair's margin r_w - r_l.
 
     Metrics of a step: `loss`, `accuracy`, `margin` (means over pairs), `grad_norm`,
-    `learning_rate`, `tokens`.
+    `learning_rate`, `tokens`; every `eval_every` steps the figures under `eval/` too.
     """
     chosen, rejected = pairs
     steps = loop.total_steps(len(chosen), settings.batch_size, settings.epochs)
@@ -63,6 +63,7 @@ def train_reward(
             tokens += int(batch.attention_mask.sum())
         rate = learning_rate(settings, settings.learning_rate, step, steps)
         norm = optimizer_step(optimizer, rate, settings.max_grad_norm)
+        due = held_out[0] and settings.eval_every and (step + 1) % settings.eval_every == 0
         return {
             "loss": total,
             "accuracy": accurate,
@@ -70,7 +71,19 @@ def train_reward(
             "grad_norm": norm,
             "learning_rate": rate,
             "tokens": tokens,
+            **(_figures(held_out_margins()) if due else {}),
         }
+
+    def held_out_margins() -> torch.Tensor:
+        model.eval()
+        size = 2 * settings.micro_batch_size
+        scores = (
+            all_sequence_scores(model, side, pad=pad, batch_size=size, precision=precision)
+            for side in held_out
+        )
+        first, second = scores
+        model.train()
+        return first - second
 
     model.train()
     trained = loop.fit(
@@ -83,19 +96,20 @@ def train_reward(
         checkpoint_seconds=settings.checkpoint_seconds,
         show=("loss", "accuracy"),
         on_step=on_step,
+        best_of="eval/loss" if settings.patience else None,
+        patience=settings.patience,
     )
+    margins = held_out_margins() if held_out[0] else torch.zeros(0)
     model.eval()
+    return trained, _figures(margins), margins.tolist()
 
-    def scores(sequences: list[Encoded]) -> torch.Tensor:
-        size = 2 * settings.micro_batch_size
-        return all_sequence_scores(model, sequences, pad=pad, batch_size=size, precision=precision)
 
-    figures: dict[str, float] = {}
-    margins: list[float] = []
-    if held_out[0]:
-        first, second = scores(held_out[0]), scores(held_out[1])
-        figures["eval/loss"] = float(bradley_terry_loss(first, second).mean())
-        figures["eval/accuracy"] = float((first > second).float().mean())
-        figures["eval/pairs"] = float(len(first))
-        margins = (first - second).tolist()
-    return trained, figures, margins
+def _figures(margins: torch.Tensor) -> dict[str, float]:
+    """What the held-out pairs' margins say of the model; nothing where there are none."""
+    if not len(margins):
+        return {}
+    return {
+        "eval/loss": float(bradley_terry_loss(margins, torch.zeros_like(margins)).mean()),
+        "eval/accuracy": float((margins > 0).float().mean()),
+        "eval/pairs": float(len(margins)),
+    }

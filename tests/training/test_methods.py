@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from preferences import sequences
 
 from betaflow.config import Params
+from betaflow.data.tokenise import Encoded
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
 from betaflow.training.reward import train_reward
 from betaflow.training.sft import packing_is_exact, train_sft
@@ -35,6 +37,28 @@ def test_the_reward_model_learns_to_tell_them_apart(tiny: Path, params: Params) 
     assert trained.metrics[-1]["loss"] < trained.metrics[0]["loss"]
     assert figures["eval/pairs"] == len(margins) == 48
     assert figures["eval/accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 48)
+
+
+def test_a_reward_model_that_only_gets_worse_held_out_stops_and_goes_back(
+    tiny: Path, params: Params
+) -> None:
+    chosen, rejected = sequences(48, True), sequences(48, False)
+    early = {"epochs": 8.0, "learning_rate": 3e-3, "eval_every": 2, "patience": 2}
+    settings = params.reward.model_copy(update={**QUICK, **early})
+
+    def run(held_out: tuple[list[Encoded], list[Encoded]], fingerprint: str) -> Any:
+        model = load_reward_model(tiny, new_head_seed=0)
+        options = {"pad": 0, "precision": "float32", "fingerprint": fingerprint}
+        return train_reward(model, (chosen, rejected), held_out, settings, **options)
+
+    trained, figures, _ = run((rejected, chosen), "turned round")
+    looks = [row for row in trained.metrics if "eval/loss" in row]
+    assert [row["step"] for row in looks] == [1, 3, 5][: len(looks)]
+    assert len(trained.metrics) < 48 * 8 // settings.batch_size
+    assert trained.best_step == looks[0]["step"]
+    assert figures["eval/loss"] == pytest.approx(looks[0]["eval/loss"], abs=1e-6)
+    whole, _, _ = run((chosen, rejected), "the same")
+    assert len(whole.metrics) > len(trained.metrics)
 
 
 def test_sft_learns_and_packing_is_exact(tiny: Path, texts: list[str], params: Params) -> None:
