@@ -82,6 +82,15 @@ def held_out_prompts(tokenizer: Any, longest: int, limit: int) -> list[dict[str,
     return rows
 
 
+def training_prompts(tokenizer: Any, longest: int) -> list[dict[str, Any]]:
+    """`prompt_rows` of every prompt that training may see, labelled or not."""
+    return [
+        row
+        for name in ("prompts_train", "prompts_unlabelled")
+        for row in prompt_rows(tokenizer, name, longest)
+    ]
+
+
 def prompt_rows(
     tokenizer: Any, name: str, longest: int, limit: int | None = None
 ) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from betaflow.policy.loading import load_policy, load_reward_model
 from betaflow.policy.rewards import all_sequence_scores
 from betaflow.policy.scorer import Scorer, all_sequence_logps
 from betaflow.training.dpo import ReferencedPairs
-from betaflow.training.relabel import joined, relabelled, selected
+from betaflow.training.relabel import joined, relabelled, selected, turned
 from tasks._pairs import referenced_pairs, split_pairs
 
 SCORED_TOGETHER = 128  # completions a forward pass
@@ -63,14 +63,14 @@ def read_pairs(
     score = _reward_model if arm.method == "dpo_reward_model" else _implicit_reward
     scores = score(params, tokenizer, arm, fresh)
     rows = [found.fresh[place] for place in found.used]
-    turned = (scores[1] > scores[0]).tolist()
     labels = pd.DataFrame(
         {
             "id": fresh.ids,
             "prompt": [row["prompt"] for row in rows],
             "margin": (scores[0] - scores[1]).abs().double().numpy(),
             "gold_margin": [
-                _gold_margin(params, row, turn) for row, turn in zip(rows, turned, strict=True)
+                _gold_margin(params, row, turn)
+                for row, turn in zip(rows, turned(scores), strict=True)
             ],
         }
     )
@@ -110,7 +110,7 @@ def _implicit_reward(
     return arm.beta * (logps.view(2, len(pairs.ids)) - reference)
 
 
-def _gold_margin(params: Params, row: dict[str, Any], turned: bool) -> float:
+def _gold_margin(params: Params, row: dict[str, Any], turn: bool) -> float:
     """Gold reward of what a label calls chosen less that of the other; NaN where there is none."""
     if params.data.source != "world":
         return float("nan")
@@ -119,4 +119,4 @@ def _gold_margin(params: Params, row: dict[str, Any], turned: bool) -> float:
     margin = gold_reward(row["prompt"] + row["chosen"]) - gold_reward(
         row["prompt"] + row["rejected"]
     )
-    return -margin if turned else margin
+    return -margin if turn else margin

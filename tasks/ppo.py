@@ -22,7 +22,7 @@ from betaflow.training.ppo import Models, Reward, Score, reference_scale, train_
 from tasks import tracking
 from tasks._arguments import grid_arguments
 from tasks._curve import collect, curve_probe
-from tasks._inputs import prompt_rows, stage_fingerprint
+from tasks._inputs import stage_fingerprint, training_prompts
 from tasks._main import run, set_threads
 from tasks._training import finish
 
@@ -62,11 +62,7 @@ def train(
         critic=load_reward_model(reward_model, trust_remote_code=trust),
     )
     longest = params.pairs.max_prompt_tokens
-    prompts = [
-        row["ids"]
-        for name in ("prompts_train", "prompts_unlabelled")
-        for row in prompt_rows(tokenizer, name, longest)
-    ]
+    prompts = [row["ids"] for row in training_prompts(tokenizer, longest)]
     if not prompts:
         raise UserError("there is no prompt of at most pairs.max_prompt_tokens tokens in out/data")
     kept = {

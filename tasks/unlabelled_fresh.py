@@ -17,7 +17,7 @@ from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.policy.scorer import Scorer
 from betaflow.sampling.parity import release
 from tasks._arguments import grid_arguments
-from tasks._inputs import encode_pairs, prompt_rows
+from tasks._inputs import encode_pairs, training_prompts
 from tasks._main import run, set_threads
 from tasks.pairs import reference_engine
 from tasks.reference import reference_table
@@ -32,11 +32,7 @@ def main(arguments: argparse.Namespace | None = None) -> None:
     set_threads(params.pairs.threads)
     trust = params.model.trust_remote_code
     tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
-    prompts = [
-        row
-        for name in ("prompts_train", "prompts_unlabelled")
-        for row in prompt_rows(tokenizer, name, params.pairs.max_prompt_tokens)
-    ]
+    prompts = training_prompts(tokenizer, params.pairs.max_prompt_tokens)
     settings = params.pairs.model_copy(update={"seed": params.pairs.seed + APART + given.seed})
     engine = reference_engine(params, tokenizer)
     # All the same reward: a fair coin labels them.

@@ -133,13 +133,13 @@ def read_arms(out: Path = OUT) -> list[Arm]:
 def read_samples(arms: Sequence[Arm], out: Path = OUT) -> dict[str, pd.DataFrame]:
     """By arm name, its scored completions."""
     folder = out / "samples"
-    return {arm.name: read_completions(folder / f"{arm.name}.parquet") for arm in arms}
+    return {arm.name: read_table(folder / f"{arm.name}.parquet") for arm in arms}
 
 
-def read_completions(path: Path) -> pd.DataFrame:
-    """One policy's scored completions. A missing or damaged file is a `UserError`."""
+def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """A stage's table, or some columns of it. A missing or damaged file is a `UserError`."""
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(path, columns=columns)
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing; run `make align` (or `dvc repro`) to make it"

@@ -104,6 +104,17 @@ def interval(values: Any, clusters: Any, settings: CompareSettings) -> Estimate:
     )
 
 
+def won(verdicts: pd.DataFrame, settings: CompareSettings) -> Estimate:
+    """`win_rate` of `judged` samples as `compare` in params.yaml asks."""
+    return win_rate(
+        verdicts["preference"],
+        verdicts["prompt_id"],
+        resamples=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+
+
 def judged(a: pd.DataFrame, b: pd.DataFrame, settings: CompareSettings) -> pd.DataFrame:
     """Paired samples of two arms with the judge's `preference` of a over b."""
     pairs = paired_scores(a, b, judge_column(settings))
@@ -176,15 +187,7 @@ def _win_estimate(
 ) -> Row:
     if verdicts is None:
         return dict.fromkeys([name, f"{name}_low", f"{name}_high"], float("nan"))
-    here = verdicts[verdicts["temperature"] == temperature]
-    found = win_rate(
-        here["preference"],
-        here["prompt_id"],
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
-    )
-    return spread(name, found)
+    return spread(name, won(verdicts[verdicts["temperature"] == temperature], settings))
 
 
 def spread(name: str, found: Estimate) -> Row:

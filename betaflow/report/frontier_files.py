@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from betaflow.config import Arm, Params
-from betaflow.errors import UserError
 from betaflow.io import write_json
-from betaflow.report.build import OUT, read_arms, read_samples
+from betaflow.report.build import OUT, read_arms, read_samples, read_table
 from betaflow.report.canvas import save
 from betaflow.report.frontier import ARM_COLUMNS, Document, frontier, read_draws
 from betaflow.report.frontier_plot import draw_frontier
@@ -52,13 +51,3 @@ def read_curves(arms: list[Arm], out: Path = OUT) -> dict[str, pd.DataFrame]:
         if path.exists():
             found[arm.name] = pd.read_parquet(path)
     return found
-
-
-def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Columns of the stage `optimum`'s table. One that is missing or damaged is a `UserError`."""
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; run `dvc repro optimum`") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run again") from None

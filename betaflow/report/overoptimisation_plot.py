@@ -120,12 +120,7 @@ def rewards_text(document: Document) -> str:
 def drift_text(document: Document) -> str:
     """What the figure of the drift shows, for readers who do not see it."""
     start = document["start"]
-    ends = "; ".join(
-        f"{group['name']}: {end['completion_tokens']:.1f} tokens, {end['entropy']:.2f} nats, "
-        f"KL {end['kl']:.2f}"
-        for group in document["groups"]
-        for end in group["curve"][-1:]
-    )
+    ends = _ends(document, "{completion_tokens:.1f} tokens, {entropy:.2f} nats, KL {kl:.2f}")
     return (
         "Line plots of tokens a completion and of entropy a token against √KL. The start: "
         f"{start['completion_tokens']:.1f} tokens, {start['entropy']:.2f} nats. At the end, {ends}."
@@ -134,15 +129,16 @@ def drift_text(document: Document) -> str:
 
 def second_text(document: Document) -> str:
     """What the figure of the second gold score shows, for readers who do not see it."""
-    ends = "; ".join(
-        f"{group['name']}: gold {end['gold_reward_gain']:.2f}, second {end['second_gold_gain']:.2f}"
-        for group in document["groups"]
-        for end in group["curve"][-1:]
-    )
+    ends = _ends(document, "gold {gold_reward_gain:.2f}, second {second_gold_gain:.2f}")
     return (
         "Line plot of the second gold score's gain against the gold reward's while the arms "
         f"trained, with the line on which they are equal. At the end, {ends}."
     )
+
+
+def _ends(document: Document, told: str) -> str:
+    """Of each group what `told` says, by the columns of its last look."""
+    return "; ".join(f"{g['name']}: {told.format(**g['curve'][-1])}" for g in document["groups"])
 
 
 def peak(group: Row) -> str:

@@ -14,8 +14,15 @@ import pandas as pd
 from betaflow.config import CompareSettings, UnlabelledArm
 from betaflow.errors import UserError
 from betaflow.evaluation.bootstrap import UNKNOWN, Estimate
-from betaflow.evaluation.win_rate import win_rate
-from betaflow.report.estimates import KL_TEMPERATURE, Row, interval, judge_column, judged, spread
+from betaflow.report.estimates import (
+    KL_TEMPERATURE,
+    Row,
+    interval,
+    judge_column,
+    judged,
+    spread,
+    won,
+)
 
 Document = dict[str, Any]
 
@@ -94,14 +101,7 @@ def _estimates(
         found |= spread(f"kl{end}", interval(at_one["kl"], at_one["prompt_id"], settings))
         verdicts = rated[rated["temperature"] == temperature]
         verdicts = verdicts[verdicts["prompt_id"].isin(own["prompt_id"])]
-        won = win_rate(
-            verdicts["preference"],
-            verdicts["prompt_id"],
-            resamples=settings.bootstrap,
-            confidence=settings.confidence,
-            seed=settings.seed,
-        )
-        found |= spread(f"win_rate_vs_sft{end}", won)
+        found |= spread(f"win_rate_vs_sft{end}", won(verdicts, settings))
         gap = UNKNOWN
         if dpo is not None:
             gap = _difference(own, _at(dpo, domain, temperature), reward, settings)

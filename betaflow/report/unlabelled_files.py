@@ -8,18 +8,15 @@ import pandas as pd
 
 from betaflow.config import CompareSettings, UnlabelledArm
 from betaflow.io import read_json, write_json
-from betaflow.report.build import OUT, read_completions
+from betaflow.report.build import OUT, read_table
 from betaflow.report.canvas import save
 from betaflow.report.table import tidy, write_csv
 from betaflow.report.unlabelled import COLUMNS, Document, unlabelled
 from betaflow.report.unlabelled_plot import alt_text, draw_unlabelled
 
 FIGURE = "unlabelled.png"
-NOTHING: Document = {
-    "rows": [],
-    "arms": [],
-    "figures": {},
-}  # what the document is where nothing was asked for
+# What the document is where nothing was asked for.
+NOTHING: Document = {"rows": [], "arms": [], "figures": {}}
 
 
 def write_unlabelled(settings: CompareSettings, folder: Path, *, out: Path = OUT) -> Document:
@@ -41,13 +38,13 @@ def write_unlabelled(settings: CompareSettings, folder: Path, *, out: Path = OUT
     arms = [UnlabelledArm(**{k: v for k, v in row.items() if k != "name"}) for row in rows]
     document = NOTHING
     if arms:
-        samples = {arm.name: read_completions(base / arm.name / "samples.parquet") for arm in arms}
+        samples = {arm.name: read_table(base / arm.name / "samples.parquet") for arm in arms}
         labels = {
             arm.name: pd.read_parquet(path)
             for arm in arms
             if (path := base / arm.name / "labels.parquet").exists()
         }
-        sft = read_completions(out / "samples" / "sft.parquet")
+        sft = read_table(out / "samples" / "sft.parquet")
         document = tidy(unlabelled(arms, samples, labels, sft, settings))
         document["figures"] = {FIGURE: alt_text(document)}
         save(lambda: draw_unlabelled(document), folder / FIGURE)

@@ -31,19 +31,24 @@ def joined(first: ReferencedPairs, second: ReferencedPairs) -> ReferencedPairs:
     )
 
 
+def turned(scores: torch.Tensor) -> list[bool]:
+    """Which pairs the scores, `(2, pairs)`, turn round: those whose rejected side is the higher."""
+    return (scores[1] > scores[0]).tolist()
+
+
 def relabelled(pairs: ReferencedPairs, scores: torch.Tensor) -> ReferencedPairs:
     """The pairs with the completion of the higher score as the chosen one; of equals, as it was.
 
     Args:
         scores: `(2, pairs)`, of what is now called chosen and rejected.
     """
-    turned = (scores[1] > scores[0]).tolist()
+    turns = turned(scores)
     sides = [
         (rejected, chosen) if turn else (chosen, rejected)
-        for turn, chosen, rejected in zip(turned, pairs.chosen, pairs.rejected, strict=True)
+        for turn, chosen, rejected in zip(turns, pairs.chosen, pairs.rejected, strict=True)
     ]
     reference = torch.stack([pairs.reference_chosen, pairs.reference_rejected])
-    reference = torch.where(torch.tensor(turned, dtype=torch.bool), reference.flip(0), reference)
+    reference = torch.where(torch.tensor(turns, dtype=torch.bool), reference.flip(0), reference)
     return ReferencedPairs(
         pairs.ids,
         [chosen for chosen, _ in sides],

@@ -77,11 +77,10 @@ def train_reward(
     def held_out_margins() -> torch.Tensor:
         model.eval()
         size = 2 * settings.micro_batch_size
-        scores = (
+        first, second = (
             all_sequence_scores(model, side, pad=pad, batch_size=size, precision=precision)
             for side in held_out
         )
-        first, second = scores
         model.train()
         return first - second
 
