@@ -21,7 +21,8 @@ def main() -> None:
     """Write a Parquet file a split: id, and log-probability and tokens of both completions.
 
     `summary.json` has what the training pairs cost, counted as a trainer's tokens are: those of
-    both sequences of every pair, the prompt in each. Wall time is kept outside DVC.
+    every sequence, the prompt in each; a completion of several pairs is computed, and counted,
+    once. Wall time is kept outside DVC.
     """
     params = load_params()
     set_threads(params.reference.threads)
@@ -41,7 +42,8 @@ def main() -> None:
             table.to_parquet(folder / f"{split}.parquet", index=False)
             if split == "train":
                 seconds = time.monotonic() - began
-                tokens = sum(s.length for s in chosen + rejected)
+                distinct = {(tuple(s.prompt), tuple(s.completion)) for s in chosen + rejected}
+                tokens = sum(len(prompt) + len(completion) for prompt, completion in distinct)
                 flops = tokens * forward_flops(policy)
                 summary = {"train_tokens": tokens, "train_flops": flops}
                 write_json(folder / "summary.json", summary)

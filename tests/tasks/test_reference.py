@@ -18,7 +18,7 @@ from betaflow.policy.loading import load_policy, load_tokenizer
 from tasks._inputs import encode_pairs
 
 
-def test_the_summary_counts_the_training_pairs(
+def test_the_summary_counts_each_completion_of_the_training_pairs_once(
     workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace)
@@ -29,7 +29,9 @@ def test_the_summary_counts_the_training_pairs(
     pd.testing.assert_frame_equal(after, before, rtol=1e-4)
     limits = Limits.of(load_params().pairs)
     sides = encode_pairs(load_tokenizer("out/sft"), read_jsonl("out/pairs/train.jsonl"), limits)
-    tokens = sum(len(s.prompt) + len(s.completion) for side in sides for s in side)
+    distinct = {(*s.prompt, None, *s.completion): s for side in sides for s in side}
+    assert len(distinct) < sum(map(len, sides))  # so counting by pairs would be found out
+    tokens = sum(s.length for s in distinct.values())
     found = json.loads(Path("out/reference/summary.json").read_text())
     flops = tokens * forward_flops(load_policy("out/sft"))
     assert found == {"train_tokens": tokens, "train_flops": flops}
