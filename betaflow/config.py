@@ -7,6 +7,7 @@ message that names the key (`UserError`), before anything runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -41,6 +42,8 @@ STAGES: dict[str, str] = {  # the stage that trains a method, where its name is 
 }
 
 Truncation = Literal["drop", "keep_start", "keep_end"]
+# Questions to a judge that come with betaflow: the files of betaflow/evaluation/judge_prompts.
+TEMPLATES = ("summarisation_simple", "summarisation_concise", "dialogue", "sentiment")
 
 
 class Section(BaseModel):
@@ -424,6 +427,57 @@ class BenchmarkSettings(Section):
     logprob_tolerance: Positive
     batch_size: Count
     threads: Count
+
+
+class LLMSettings(Section):
+    """A language model that judges: an OpenAI-compatible endpoint, and what it is asked."""
+
+    base_url: str
+    model: str = Field(min_length=1)
+    key_variable: str | None
+    template: str
+    temperature: NonNegative | None
+    max_tokens: Count | None
+    options: dict[str, Any]
+    concurrency: Count
+    timeout: Positive
+    retries: Annotated[int, Field(ge=0)]
+    deadline: Positive | None
+    prompt_price: NonNegative | None
+    completion_price: NonNegative | None
+
+    # None of these messages shows what was given: a key may have been put in the wrong place.
+    @model_validator(mode="after")
+    def _no_secrets(self) -> LLMSettings:
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", self.base_url):
+            raise ValueError(
+                "`base_url` must be like http://127.0.0.1:8000/v1, without user, key or query"
+            )
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*|", self.key_variable or ""):
+            raise ValueError(
+                "`key_variable` is the name, in capitals, of the environment variable that holds "
+                "the key, never the key itself"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LLMSettings:
+        ours = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
+        if taken := sorted(ours & set(self.options)):
+            raise ValueError(f"`options` can't hold {taken[0]!r}: it is set here, or fixed")
+        if "/" not in self.template and self.template not in TEMPLATES:
+            raise ValueError(f"`template` is a file in data/, or one of {', '.join(TEMPLATES)}")
+        if (self.prompt_price is None) != (self.completion_price is None):
+            raise ValueError("`prompt_price` and `completion_price` are both null, or neither")
+        return self
+
+
+class ControlSettings(Section):
+    """Where a judge fails a control; see docs/judges.md."""
+
+    null_limit: Fraction = 0.5
+    longest_limit: Fraction = 0.75
+    missing_limit: Fraction = 0.1
 
 
 class CompareSettings(Section):
