@@ -18,7 +18,9 @@ sys.modules.update(dict.fromkeys(BLOCKED))  # None: importing one fails
 from types import SimpleNamespace
 import torch
 from betaflow.data.tokenise import Encoded
+from betaflow.evaluation.controls import control_rows
 from betaflow.evaluation.kl import sequence_kl
+from betaflow.evaluation.llm_judge import LLMJudge
 from betaflow.evaluation.win_rate import win_rate
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.sampling.engine import Request, open_engine
