@@ -10,8 +10,8 @@ from pathlib import Path
 
 from betaflow.config import load_params
 from betaflow.io import atomic_directory
-from betaflow.report.build import read_arms
 from betaflow.report.frontier_files import read_curves
+from betaflow.report.inputs import read_arms
 from betaflow.report.overoptimisation_files import write_overoptimisation
 from betaflow.report.overoptimisation_plot import peak
 from tasks._main import run, set_threads

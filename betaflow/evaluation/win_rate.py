@@ -6,6 +6,7 @@ temperature and seed), which makes the comparison a paired one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist
 
@@ -85,14 +86,32 @@ def paired_scores(a: pd.DataFrame, b: pd.DataFrame, score: str) -> pd.DataFrame:
         Columns prompt_id, temperature, seed, score_a, score_b, in a's order.
 
     Raises:
+        UserError: as `paired`.
+    """
+    return paired(a, b, [score]).rename(
+        columns={f"{score}_{side}": f"score_{side}" for side in "ab"}
+    )
+
+
+def paired(a: pd.DataFrame, b: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Two arms' samples side by side.
+
+    Args:
+        a, b: samples of two arms, with the columns of `KEYS` and `columns`.
+
+    Returns:
+        Columns prompt_id, temperature, seed, and of each of `columns` its `_a` and its `_b`, in
+        a's order.
+
+    Raises:
         UserError: a key is there twice, or the two arms do not cover the same keys.
     """
     for side in (a, b):
         if side.duplicated(KEYS).any():
             row = side.loc[side.duplicated(KEYS), KEYS].iloc[0].to_dict()
             raise UserError(f"two samples have the same prompt, temperature and seed: {row}")
-    left = a[[*KEYS, score]].rename(columns={score: "score_a"})
-    right = b[[*KEYS, score]].rename(columns={score: "score_b"})
+    left = a[[*KEYS, *columns]].rename(columns={name: f"{name}_a" for name in columns})
+    right = b[[*KEYS, *columns]].rename(columns={name: f"{name}_b" for name in columns})
     joined = left.merge(right, on=KEYS, how="outer", indicator=True, sort=False)
     alone = joined[joined["_merge"] != "both"]
     if len(alone):

@@ -16,10 +16,10 @@ from betaflow.io import atomic_file, read_json, read_jsonl, write_json
 from betaflow.report.estimates import KL_TEMPERATURE, Row, estimates, ppo_arm
 from betaflow.report.headline import best_row, headline_temperature, leads
 from betaflow.report.html import render_html
+from betaflow.report.inputs import OUT, read_arms, read_samples
 from betaflow.report.plots import write_plots
 from betaflow.report.table import tidy, with_seconds, write_tables
 
-OUT = Path("out")
 IDENTITY = {"arm", *Arm.model_fields, "temperature"}
 
 
@@ -120,32 +120,6 @@ def with_fractions(rows: Sequence[Row], arms: Sequence[Row]) -> list[Row]:
         row | dict(zip(names, known.get((row["arm"], row["temperature"]), [None] * 3), strict=True))
         for row in rows
     ]
-
-
-def read_arms(out: Path = OUT) -> list[Arm]:
-    """The sweep's arms, from `arms.json`."""
-    return [
-        Arm(**{key: value for key, value in row.items() if key in Arm.model_fields})
-        for row in read_json(out / "arms.json")
-    ]
-
-
-def read_samples(arms: Sequence[Arm], out: Path = OUT) -> dict[str, pd.DataFrame]:
-    """By arm name, its scored completions."""
-    folder = out / "samples"
-    return {arm.name: read_table(folder / f"{arm.name}.parquet") for arm in arms}
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """A stage's table, or some columns of it. A missing or damaged file is a `UserError`."""
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; run `make align` (or `dvc repro`) to make it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run again") from None
 
 
 def read_seconds(out: Path = OUT) -> dict[str, float]:

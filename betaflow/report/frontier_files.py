@@ -9,10 +9,10 @@ import pandas as pd
 
 from betaflow.config import Arm, Params
 from betaflow.io import write_json
-from betaflow.report.build import OUT, read_arms, read_samples, read_table
 from betaflow.report.canvas import save
 from betaflow.report.frontier import ARM_COLUMNS, Document, frontier, read_draws
 from betaflow.report.frontier_plot import draw_frontier
+from betaflow.report.inputs import OUT, read_arms, read_samples, read_table
 from betaflow.report.settings import COLUMNS, by_setting
 from betaflow.report.table import tidy, write_csv
 from betaflow.report.temperature_plot import draw_temperature, drawn

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from betaflow.config import Arm, Params
 from betaflow.io import write_json
-from betaflow.report.build import OUT, read_arms, read_table
 from betaflow.report.canvas import save
 from betaflow.report.curves import LOOK_COLUMNS, Looks
 from betaflow.report.estimates import Row
+from betaflow.report.inputs import OUT, read_arms, read_table
 from betaflow.report.overoptimisation import FIT_COLUMNS, Document, overoptimisation
 from betaflow.report.overoptimisation_plot import BEST_OF_N, figures
 from betaflow.report.table import tidy, write_csv

@@ -8,8 +8,8 @@ import pandas as pd
 
 from betaflow.config import CompareSettings, UnlabelledArm
 from betaflow.io import read_json, write_json
-from betaflow.report.build import OUT, read_table
 from betaflow.report.canvas import save
+from betaflow.report.inputs import OUT, read_table
 from betaflow.report.table import tidy, write_csv
 from betaflow.report.unlabelled import COLUMNS, Document, unlabelled
 from betaflow.report.unlabelled_plot import alt_text, draw_unlabelled
