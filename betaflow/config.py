@@ -483,11 +483,19 @@ class ControlSettings(Section):
 class CompareSettings(Section):
     """The comparison table and report."""
 
-    judge: Literal["gold", "reward_model"]
+    judge: Literal["gold", "reward_model", "llm"]
+    llm: LLMSettings | None = None
+    controls: ControlSettings = ControlSettings()
     bootstrap: Annotated[int, Field(ge=100)]
     confidence: Fraction
     seed: int
     report_samples: Count
+
+    @model_validator(mode="after")
+    def _complete(self) -> CompareSettings:
+        if self.judge == "llm" and self.llm is None:
+            raise ValueError("judge 'llm' needs the section compare.llm; see docs/judges.md")
+        return self
 
 
 class PromotionSettings(Section):
@@ -542,6 +550,8 @@ class Params(BaseModel):
             files["data.path"] = self.data.path
         if Path(self.model.base).is_dir() or self.model.base.startswith((".", "/")):
             files["model.base"] = self.model.base
+        if self.compare.llm is not None and self.compare.llm.template not in TEMPLATES:
+            files["compare.llm.template"] = self.compare.llm.template
         for key, path in files.items():
             if path is not None and (".." in Path(path).parts or Path(path).parts[:1] != ("data",)):
                 raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from endpoints import settings
 
 from betaflow.config import (
     Arm,
@@ -57,6 +58,9 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("sample.engine", "vlm", "sample.engine:"),
         ("data.source", "hh", "data: source 'hh' needs `path`"),
         ("compare.judge", "reward", "compare.judge:"),
+        ("compare.judge", "llm", "compare: judge 'llm' needs the section compare.llm"),
+        ("compare.llm", {"model": "m"}, "compare.llm.base_url: this key is missing"),
+        ("compare.controls.null_limit", 1.5, "compare.controls.null_limit:"),
         ("promotion.temperature", 0.7, "promotion.temperature must be one of"),
         ("promotion.methods", ["dqo"], "promotion.methods.0"),
         ("sft.block_tokens", 512, "sft.block_tokens = 512 is more than"),
@@ -91,6 +95,42 @@ def test_a_wrong_value_is_named(values: dict[str, Any], key: str, value: Any, me
         parse_params(values)
     assert message in str(error.value)
     assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("base_url", "127.0.0.1:8000", "`base_url` must be like http"),
+        ("base_url", "https://sk-secret@host/v1", "`base_url` must be like http"),
+        ("base_url", "https://host/v1?key=sk-secret", "`base_url` must be like http"),
+        ("key_variable", "sk-secret", "never the key itself"),
+        ("key_variable", "sk_secret", "never the key itself"),
+        ("template", "dialog", "`template` is a file in data/, or one of summarisation_simple"),
+        ("template", "../mine.txt", "compare.llm.template '../mine.txt' is not in data/"),
+        ("options", {"stream": True}, "`options` can't hold 'stream'"),
+        ("options", {"temperature": 1.0}, "`options` can't hold 'temperature'"),
+        ("prompt_price", 1.0, "are both null, or neither"),
+        ("concurrency", 0, "compare.llm.concurrency:"),
+        ("retries", -1, "compare.llm.retries:"),
+    ],
+)
+def test_a_wrong_endpoint_is_named_and_no_key_is_shown(
+    values: dict[str, Any], key: str, value: Any, message: str
+) -> None:
+    llm = settings("http://127.0.0.1:8000/v1").model_dump()
+    put(values, "compare.llm", llm)
+    assert parse_params(values).compare.llm is not None
+    put(values, "compare.llm", llm | {key: value})
+    with pytest.raises(UserError) as error:
+        parse_params(values)
+    assert message in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_template_of_ones_own_lies_in_data(values: dict[str, Any]) -> None:
+    llm = settings("https://host", template="data/mine.txt").model_dump()
+    put(values, "compare.llm", llm)
+    assert parse_params(values).compare.llm.template == "data/mine.txt"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("stage", ["pairs", "ppo.training", "sample", "benchmark"])

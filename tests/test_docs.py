@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from betaflow.config import TEMPLATES, LLMSettings
 from betaflow.objectives.dpo import LOSSES, USED_BY
 
 # A relative link, and what follows it up to the next link, item, table cell or paragraph.
@@ -44,12 +46,14 @@ def test_names_are_found_after_their_link() -> None:
     assert names_after_links(text) == [("../a.py", ["f", "g"]), ("b.py", [])]
 
 
-@pytest.mark.parametrize("name", ["derivation.md", "training.md"])
-def test_every_link_and_every_name_after_it_exists(repository: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "links"), [("derivation.md", 20), ("training.md", 20), ("judges.md", 8)]
+)
+def test_every_link_and_every_name_after_it_exists(repository: Path, name: str, links: int) -> None:
     page = repository / "docs" / name
     text = page.read_text()
     found = names_after_links(text)
-    assert len(found) == text.count("](../") > 20  # none was missed
+    assert len(found) == text.count("](../") > links  # none was missed
     for path, names in found:
         target = (page.parent / path).resolve()
         assert target.is_file(), path
@@ -76,3 +80,14 @@ def test_the_table_of_losses_is_that_of_the_code(page: Path) -> None:
         if name == "simpo":
             used.remove("length_normalised")  # always: no option to it
         assert set(re.findall(r"`(\w+)`", options)) == used, name
+
+
+def test_the_example_of_an_endpoint_is_valid_and_explained(repository: Path) -> None:
+    text = (repository / "docs" / "judges.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    found = yaml.safe_load(block)["compare"]
+    assert found["judge"] == "llm"
+    assert set(found["llm"]) == set(LLMSettings.model_fields)
+    LLMSettings(**found["llm"])
+    assert all("#" in line for line in block.splitlines()[3:])
+    assert all(name in block for name in TEMPLATES)

@@ -16,7 +16,8 @@ from betaflow.io import atomic_file, read_json, read_jsonl, write_json
 from betaflow.report.estimates import KL_TEMPERATURE, Row, estimates, ppo_arm
 from betaflow.report.headline import best_row, headline_temperature, leads
 from betaflow.report.html import render_html
-from betaflow.report.inputs import OUT, read_arms, read_samples
+from betaflow.report.inputs import OUT, read_arms, read_samples, read_table
+from betaflow.report.judgements import with_verdicts
 from betaflow.report.plots import write_plots
 from betaflow.report.table import tidy, with_seconds, write_tables
 
@@ -48,11 +49,15 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
         raise UserError("out/arms.json lists no trained arm; run `dvc repro arms`")
     shared = {name: read_json(out / name / "summary.json") for name in ("reference", "reward")}
     beside = read_json(out / "frontier" / "frontier.json")
+    judged = read_json(out / "judgements" / "summary.json")
+    if params.compare.judge == "llm":
+        samples = with_verdicts(samples, read_table(out / "judgements" / "verdicts.parquet"))
     found = estimates(arms, samples, summaries | shared, benchmarks, params.compare)
     rows: list[Row] = tidy(with_fractions(found, beside["arms"]))
     best = best_row(rows, headline_temperature(params))["arm"]
     document = {
         "judge": params.compare.judge,
+        "judgements": judged,
         "confidence": params.compare.confidence,
         "bootstrap": params.compare.bootstrap,
         "temperature": headline_temperature(params),

@@ -6,7 +6,7 @@ not, and is added where the table is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from betaflow.report.costs import whole
 
 Row = dict[str, Any]
 KL_TEMPERATURE = 1.0  # a policy is its distribution at T = 1; KL is about that one
-JUDGES = {"gold": "gold_reward", "reward_model": "reward_model"}
+# By judge, the score that is shown beside its verdicts, and that decides them if it is one.
+JUDGES = {"gold": "gold_reward", "reward_model": "reward_model", "llm": "reward_model"}
 COLUMNS = [*KEYS, "domain", "prompt", "completion", "finish_reason", "completion_tokens", "kl"]
 COLUMNS += ["gold_reward", "reward_model"]
 SFT = "sft"
@@ -54,7 +55,6 @@ def estimates(
     check_samples(arms, samples, settings)
     inside = {arm.name: samples[arm.name].query("domain == 'in'") for arm in arms}
     outside = {arm.name: samples[arm.name].query("domain == 'out'") for arm in arms}
-    baselines = {"sft": SFT, "ppo": ppo_arm(arms)}
     flops = {name: about.get("train_flops", float("nan")) for name, about in summaries.items()}
     rows = []
     for arm in arms:
@@ -62,8 +62,8 @@ def estimates(
         rated = {
             name: None
             if other is None
-            else judged(inside[arm.name], at(inside[other], temperatures), settings)
-            for name, other in baselines.items()
+            else judged(inside[arm.name], at(inside[other], temperatures), settings, name)
+            for name, other in baselines(arms).items()
         }
         scores = benchmark_scores(benchmarks.get(arm.name, {}), benchmarks[SFT])
         for temperature in temperatures:
@@ -78,14 +78,19 @@ def estimates(
     return rows
 
 
-def at(samples: pd.DataFrame, temperatures: Sequence[float]) -> pd.DataFrame:
+def at(samples: pd.DataFrame, temperatures: Iterable[float]) -> pd.DataFrame:
     """The samples at these temperatures."""
-    return samples[samples["temperature"].isin(temperatures)]
+    return samples[samples["temperature"].isin(list(temperatures))]
 
 
 def judge_column(settings: CompareSettings) -> str:
-    """The samples' column that decides a win."""
+    """The samples' column that decides a win, or is shown where a language model decides."""
     return JUDGES[settings.judge]
+
+
+def baselines(arms: Sequence[Arm]) -> dict[str, str | None]:
+    """By the name that columns give it, the arm that others are compared with; None: no such."""
+    return {"sft": SFT, "ppo": ppo_arm(arms)}
 
 
 def ppo_arm(arms: Sequence[Arm]) -> str | None:
@@ -115,8 +120,17 @@ def won(verdicts: pd.DataFrame, settings: CompareSettings) -> Estimate:
     )
 
 
-def judged(a: pd.DataFrame, b: pd.DataFrame, settings: CompareSettings) -> pd.DataFrame:
-    """Paired samples of two arms with the judge's `preference` of a over b."""
+def judged(
+    a: pd.DataFrame, b: pd.DataFrame, settings: CompareSettings, baseline: str | None = None
+) -> pd.DataFrame:
+    """Paired samples of two arms with the judge's `preference` of a over b.
+
+    Args:
+        baseline: which one b is, `sft` or `ppo`: a language model's verdicts are a's column of it
+            (`judgements.with_verdicts`). None: no verdicts were asked for, and the score decides.
+    """
+    if settings.judge == "llm" and baseline is not None:
+        return a[KEYS].assign(preference=a[f"preference_vs_{baseline}"])
     pairs = paired_scores(a, b, judge_column(settings))
     return pairs.assign(preference=preferences(pairs["score_a"], pairs["score_b"]))
 

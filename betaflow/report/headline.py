@@ -47,7 +47,7 @@ def leads(
         for name, table in samples.items()
     }
     verdicts = {
-        arm.name: judged(at[arm.name], at[SFT], params.compare).set_index(
+        arm.name: judged(at[arm.name], at[SFT], params.compare, SFT).set_index(
             ["prompt_id", "temperature", "seed"]
         )["preference"]
         for arm in arms

@@ -17,6 +17,7 @@ from betaflow.report import text
 from betaflow.report.estimates import Row, judge_column
 from betaflow.report.frontier_plot import alt_text
 from betaflow.report.headline import Document, sentences
+from betaflow.report.judge_section import judge_section, judge_sentences
 from betaflow.report.methods import LABELS, SCORERS, STRENGTHS
 from betaflow.report.plots import REWARDS, alt_texts, titles
 
@@ -73,12 +74,13 @@ def render_html(
     )
     return environment.from_string(source).render(
         about=about(params, arms, facts),
-        sentences=sentences(document),
+        sentences=sentences(document) + judge_sentences(document["judgements"]),
         temperature=f"{document['temperature']:g}",
         level=f"{document['confidence']:.0%}",
         resamples=document["bootstrap"],
         judge=document["judge"],
-        judge_title=REWARDS[document["judge"]],
+        score_title=REWARDS[document["judge"]],
+        asked=judge_section(document["judgements"]),
         ppo_arm=document["ppo_arm"],
         prompts=main[0]["prompts"],
         samples=main[0]["samples"],

@@ -40,7 +40,9 @@ CURVES: dict[str, dict[str, str]] = {  # by method, the metrics of its training 
 }
 # By method, what its arms are joined in the order of.
 SWEPT = {"dpo": "beta", "ipo": "beta", "slic": "beta", "unlikelihood": "alpha", "best_of_n": "n"}
+# By judge, the score that is drawn.
 REWARDS = {"gold": "gold reward", "reward_model": "reward model's score"}
+REWARDS["llm"] = REWARDS["reward_model"]
 
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 

@@ -251,7 +251,7 @@ def test_an_added_beta_adds_its_arm_alone(parallel: Path, servers: dict[str, str
     new = "dpo-b1.0-lr0.0003-s0"
     redone = {name for name in after if after[name] != before.get(name)}
     mine = (f"out/dpo/{new}/", f"out/samples/{new}", f"out/benchmark/{new}")
-    mine = (*mine, "out/frontier/", "out/overoptimisation/", "out/compare/")
+    mine = (*mine, "out/frontier/", "out/judgements/", "out/overoptimisation/", "out/compare/")
     assert all(any(name.startswith(p) for name in redone) for p in mine)
     lists = {"out/arms.json", "out/unlikelihood/arms.json", "out/unlabelled/arms.json"}
     assert {n for n in redone if not n.startswith(mine)} == lists

@@ -12,8 +12,13 @@ import pandas as pd
 import pytest
 
 from betaflow.config import Arm, Params, arms, load_params
+from betaflow.evaluation.controls import control_pairs
+from betaflow.evaluation.judges import score_judge
 from betaflow.io import write_json, write_jsonl
+from betaflow.report.estimates import JUDGES
 from betaflow.report.frontier_files import write_frontier
+from betaflow.report.judgements import control_samples, judgements, no_pairs
+from betaflow.report.table import tidy
 
 Workspace = Callable[..., Params]
 NASTY = '<script>alert("x")</script> & </pre>\x00\x1b[31m \u202eevil'
@@ -151,6 +156,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         margins = np.random.default_rng(0).normal(0.5, 1.0, held_out)
         pd.DataFrame({"id": "x", "margin": margins}).to_parquet(out / "reward/held_out.parquet")
         write_frontier_files(params, out, draws)
+        write_judgements(params, out)
         write_json(out / "data/statistics.json", {"kept": {"sft_train": 16000}})
         write_json(
             out / "pairs/statistics.json", {"train": {"pairs": 4860}, "eval": {"pairs": 540}}
@@ -179,6 +185,16 @@ def write_frontier_files(params: Params, out: Path, draws: int) -> None:
         }
     ).to_parquet(out / "optimum/draws.parquet")
     write_frontier(params, out / "frontier")
+
+
+def write_judgements(params: Params, out: Path) -> None:
+    """What the stage `judge` writes where a score judges; constant answers score low."""
+    column = JUDGES[params.compare.judge]
+    sft = pd.read_parquet(out / "samples/sft.parquet")
+    controls = control_pairs(control_samples(sft), {column: lambda texts, _: [-9.0] * len(texts)})
+    verdicts = score_judge(column)(controls)
+    document = judgements(no_pairs(), controls, verdicts, params.compare) | {"usage": None}
+    write_json(out / "judgements/summary.json", tidy(document))
 
 
 def benchmark(quality: float) -> dict[str, Any]:
