@@ -154,13 +154,14 @@ def test_a_judge_with_a_fault_fails_its_control_and_no_other(
     assert failed(list(rows_of(judge).values())) == faults
 
 
-def test_verdicts_that_are_mixed_up_fail_the_model_against_itself() -> None:
-    def first_draw(pairs: pd.DataFrame) -> pd.DataFrame:
+@pytest.mark.parametrize("preferred", [0.0, 1.0])
+def test_verdicts_that_are_mixed_up_fail_the_model_against_itself(preferred: float) -> None:
+    def mixed_up(pairs: pd.DataFrame) -> pd.DataFrame:
         return model_judge(quality)(pairs).assign(
-            preference=np.where(pairs["control"] == "self", 1.0, 0.0)
+            preference=np.where(pairs["control"] == "self", preferred, 0.0)
         )
 
-    assert failed(list(rows_of(first_draw).values())) == ["self"]
+    assert failed(list(rows_of(mixed_up).values())) == ["self"]
 
 
 def test_what_was_not_measured_neither_passes_nor_fails() -> None:

@@ -354,6 +354,16 @@ def test_a_server_that_answers_nothing_is_given_up(tmp_path: Path, reply: Reply)
     assert len(server.requests) <= 20
 
 
+def test_failures_among_answers_are_no_outage(tmp_path: Path) -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        odd = int(asked(body)[0].removeprefix("prompt ")) % 2
+        return TWICE["500"] if odd else honest(body)
+
+    with serve(reply) as server:
+        judge = LLMJudge(settings(server.url, retries=0, concurrency=1), tmp_path, sleep=Sleeps())
+        assert missing_reasons(judge(many(20))) == {"HTTP 500": 10}
+
+
 def test_a_server_that_dies_is_given_up_and_its_answers_are_kept(tmp_path: Path) -> None:
     replies: list[Reply] = []
 
