@@ -8,6 +8,7 @@ for few clusters, by Student's quantile and the factor n/(n-1) that resampling l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist
 from typing import NamedTuple
@@ -60,9 +61,8 @@ def mean_interval(
     estimate = float(sums.sum() / sizes.sum())
     if count == 1:
         return UNKNOWN._replace(estimate=estimate)
-    return percentile_interval(
-        estimate, _resampled_means(sums, sizes, resamples, seed), count, confidence
-    )
+    totals, numbers = resampled_sums([sums, sizes], resamples, seed).T
+    return percentile_interval(estimate, totals / numbers, count, confidence)
 
 
 def percentile_interval(
@@ -102,18 +102,30 @@ def cluster_sums(
     return sums, np.bincount(index, minlength=len(names)).astype(np.float64)
 
 
-def _resampled_means(
-    sums: NDArray[np.float64], sizes: NDArray[np.float64], resamples: int, seed: int
-) -> NDArray[np.float64]:
-    """(resamples,) means over clusters drawn with replacement."""
+def prompt_weights(prompts: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """(resamples, prompts) shares of prompts drawn with replacement; `weights @ x` resamples x.
+
+    Those of the same number of prompts and seed are `mean_interval`'s resamples.
+    """
     random = np.random.Generator(np.random.PCG64(seed))
-    count = len(sums)
+    drawn = random.integers(0, prompts, size=(resamples, prompts))
+    cells = drawn + prompts * np.arange(resamples)[:, None]
+    counts = np.bincount(cells.ravel(), minlength=resamples * prompts)
+    return counts.reshape(resamples, prompts) / prompts
+
+
+def resampled_sums(
+    columns: Sequence[NDArray[np.float64]], resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """(resamples, columns) sums of each column, (clusters,), over `mean_interval`'s resamples."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    count = len(columns[0])
     block = max(1, BLOCK // count)
-    means = []
+    found = []
     for start in range(0, resamples, block):
         drawn = random.integers(0, count, size=(min(block, resamples - start), count))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    return np.concatenate(means)
+        found.append(np.stack([column[drawn].sum(axis=1) for column in columns], axis=1))
+    return np.concatenate(found)
 
 
 def student_quantile(probability: float, freedom: int) -> float:

@@ -12,7 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from betaflow.evaluation.bootstrap import UNKNOWN, Estimate, cluster_sums, percentile_interval
+from betaflow.evaluation.bootstrap import (
+    UNKNOWN,
+    Estimate,
+    cluster_sums,
+    percentile_interval,
+    prompt_weights,
+)
 from betaflow.evaluation.optimum import Array, Optimum, harmonic_mean, reward_at
 
 STRIPS = 200  # of an area under the optimum
@@ -224,15 +230,6 @@ def prompt_means(values: ArrayLike, clusters: ArrayLike, prompts: ArrayLike) -> 
         raise ValueError(f"the arm and the draws differ in {len(missing)} prompts: {missing[:3]}")
     sums, sizes = cluster_sums(values, clusters)
     return (sums / sizes)[np.searchsorted(order, names)]
-
-
-def prompt_weights(prompts: int, resamples: int, seed: int) -> Array:
-    """(resamples, prompts) shares of prompts drawn with replacement; `weights @ x` resamples x."""
-    random = np.random.Generator(np.random.PCG64(seed))
-    drawn = random.integers(0, prompts, size=(resamples, prompts))
-    cells = drawn + prompts * np.arange(resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=resamples * prompts)
-    return counts.reshape(resamples, prompts) / prompts
 
 
 def _slope(start: tuple[float, float], end: tuple[float, float]) -> float:

@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from betaflow.evaluation.bootstrap import mean_interval, student_quantile
+from betaflow.evaluation import bootstrap
+from betaflow.evaluation.bootstrap import (
+    mean_interval,
+    prompt_weights,
+    resampled_sums,
+    student_quantile,
+)
 
 
 def test_mean_is_over_values_not_over_clusters() -> None:
@@ -61,6 +67,15 @@ def test_higher_confidence_is_wider() -> None:
     values = np.arange(30.0)
     narrow, wide = (mean_interval(values, confidence=level) for level in (0.8, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_weights_and_sums_are_of_the_same_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = list(np.random.default_rng(3).normal(size=(2, 25)))
+    found = resampled_sums(columns, 70, seed=4)
+    weighted = 25 * prompt_weights(25, 70, seed=4) @ np.transpose(columns)
+    np.testing.assert_allclose(found, weighted, atol=1e-12)
+    monkeypatch.setattr(bootstrap, "BLOCK", 200)  # eight at a time
+    np.testing.assert_array_equal(resampled_sums(columns, 70, seed=4), found)
 
 
 @pytest.mark.parametrize("freedom, known", [(4, 2.776), (9, 2.262), (30, 2.042), (159, 1.975)])
