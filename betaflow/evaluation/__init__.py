@@ -1,19 +1,36 @@
 """Win rates, ratings, intervals, power, KL and lm-eval."""
 
+from betaflow.evaluation.alignment_tax import (
+    Difference,
+    TaskDifference,
+    alignment_tax,
+    paired_difference,
+    task_differences,
+)
 from betaflow.evaluation.bootstrap import Estimate, mean_interval
+from betaflow.evaluation.paired_tests import McNemar, difference_of_shares, holm, mcnemar
 from betaflow.evaluation.pairwise import Comparisons, compare_all, pairwise_matrix
 from betaflow.evaluation.ratings import bradley_terry, elo
 from betaflow.evaluation.win_rate import paired_scores, preferences, win_rate
 
 __all__ = [
     "Comparisons",
+    "Difference",
     "Estimate",
+    "McNemar",
+    "TaskDifference",
+    "alignment_tax",
     "bradley_terry",
     "compare_all",
+    "difference_of_shares",
     "elo",
+    "holm",
+    "mcnemar",
     "mean_interval",
+    "paired_difference",
     "paired_scores",
     "pairwise_matrix",
     "preferences",
+    "task_differences",
     "win_rate",
 ]

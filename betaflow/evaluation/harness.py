@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from betaflow.data.tokenise import encode
 from betaflow.errors import UserError
@@ -14,6 +17,7 @@ from betaflow.sampling.engine import Engine, Request
 
 OWN_TASKS = Path(__file__).parent / "lm_eval_tasks"
 CHUNK = 256
+WHOLE_CORPUS = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # of all documents at once
 
 
 def run_harness(
@@ -26,7 +30,11 @@ def run_harness(
 
     Returns:
         `{"results": {task: {metric: value, metric_stderr: value}}, "n_samples": {task: n},
-        "higher_is_better": {task: {metric: bool}}}`; a metric without a standard error has none.
+        "higher_is_better": {task: {metric: bool}}, "documents": {task: {"hash": hash,
+        "results": {metric: [value]}}}}`. A metric without a standard error has none. `documents`
+        has every document's own results, which `alignment_tax.task_differences` pairs: numbers, or
+        [log-likelihood, weight] for the metrics of `WHOLE_CORPUS`, in the order of the documents;
+        `hash` is the same for the same documents.
     """
     os.environ["HF_DATASETS_CACHE"] = str(cache)  # read when `datasets` is imported
     import lm_eval
@@ -56,7 +64,7 @@ def _tidy(found: Any) -> dict[str, Any]:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 kept[metric] = float(value)
         kept.pop("sample_len", None)
-        for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+        for metric in WHOLE_CORPUS:
             rows = found["samples"].get(task, [])
             if metric in kept and rows and metric in rows[0]:
                 kept[f"{metric}_stderr"] = _ratio_error([row[metric] for row in rows], metric)
@@ -64,7 +72,25 @@ def _tidy(found: Any) -> dict[str, Any]:
         "results": results,
         "n_samples": {task: n["effective"] for task, n in found["n-samples"].items()},
         "higher_is_better": {task: dict(v) for task, v in found["higher_is_better"].items()},
+        "documents": {task: _documents(rows) for task, rows in found["samples"].items()},
     }
+
+
+def _documents(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One task's results by document, from lm-eval's rows: one a document and filter."""
+    rows = sorted(rows, key=lambda row: int(row["doc_id"]))
+    hashes = {row["doc_id"]: row["doc_hash"] for row in rows}
+    results: dict[str, list[Any]] = {}
+    for row in rows:
+        for metric in row["metrics"]:
+            name = metric if row["filter"] == "none" else f"{metric}_{row['filter']}"
+            value = row[metric]
+            if metric in WHOLE_CORPUS:
+                results.setdefault(name, []).append([float(number) for number in value])
+            elif isinstance(value, bool | int | float | np.number | np.bool_):
+                results.setdefault(name, []).append(float(value))
+    joined = hashlib.sha256("".join(hashes.values()).encode())
+    return {"hash": joined.hexdigest(), "results": results}
 
 
 def _ratio_error(rows: list[tuple[float, int]], metric: str) -> float:
