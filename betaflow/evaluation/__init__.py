@@ -10,6 +10,7 @@ from betaflow.evaluation.alignment_tax import (
 from betaflow.evaluation.bootstrap import Estimate, mean_interval
 from betaflow.evaluation.paired_tests import McNemar, difference_of_shares, holm, mcnemar
 from betaflow.evaluation.pairwise import Comparisons, compare_all, pairwise_matrix
+from betaflow.evaluation.power import Pilot, detection_power, pilot, prompts_needed
 from betaflow.evaluation.ratings import bradley_terry, elo
 from betaflow.evaluation.win_rate import paired_scores, preferences, win_rate
 
@@ -18,10 +19,12 @@ __all__ = [
     "Difference",
     "Estimate",
     "McNemar",
+    "Pilot",
     "TaskDifference",
     "alignment_tax",
     "bradley_terry",
     "compare_all",
+    "detection_power",
     "difference_of_shares",
     "elo",
     "holm",
@@ -30,7 +33,9 @@ __all__ = [
     "paired_difference",
     "paired_scores",
     "pairwise_matrix",
+    "pilot",
     "preferences",
+    "prompts_needed",
     "task_differences",
     "win_rate",
 ]
