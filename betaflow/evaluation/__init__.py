@@ -12,6 +12,7 @@ from betaflow.evaluation.paired_tests import McNemar, difference_of_shares, holm
 from betaflow.evaluation.pairwise import Comparisons, compare_all, pairwise_matrix
 from betaflow.evaluation.power import Pilot, detection_power, pilot, prompts_needed
 from betaflow.evaluation.ratings import bradley_terry, elo
+from betaflow.evaluation.text_quality import TextQuality, distinct_n, repeated_share, text_quality
 from betaflow.evaluation.win_rate import paired_scores, preferences, win_rate
 
 __all__ = [
@@ -21,11 +22,13 @@ __all__ = [
     "McNemar",
     "Pilot",
     "TaskDifference",
+    "TextQuality",
     "alignment_tax",
     "bradley_terry",
     "compare_all",
     "detection_power",
     "difference_of_shares",
+    "distinct_n",
     "elo",
     "holm",
     "mcnemar",
@@ -36,6 +39,8 @@ __all__ = [
     "pilot",
     "preferences",
     "prompts_needed",
+    "repeated_share",
     "task_differences",
+    "text_quality",
     "win_rate",
 ]
