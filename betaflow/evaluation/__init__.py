@@ -8,6 +8,7 @@ from betaflow.evaluation.alignment_tax import (
     task_differences,
 )
 from betaflow.evaluation.bootstrap import Estimate, mean_interval
+from betaflow.evaluation.length_control import length_controlled_win_rate
 from betaflow.evaluation.paired_tests import McNemar, difference_of_shares, holm, mcnemar
 from betaflow.evaluation.pairwise import Comparisons, compare_all, pairwise_matrix
 from betaflow.evaluation.power import Pilot, detection_power, pilot, prompts_needed
@@ -31,6 +32,7 @@ __all__ = [
     "distinct_n",
     "elo",
     "holm",
+    "length_controlled_win_rate",
     "mcnemar",
     "mean_interval",
     "paired_difference",

@@ -8,6 +8,8 @@ verdict has the variance p(1 - p) - tau / 4 and the mean over n prompts
 
 (the design effect: Kish 1965). Wilson's lower end is above one half where the rate found exceeds
 c = 1/2 + z / 2 sqrt(V(c) / (c(1 - c))); the power is the chance of that, Phi((p - c) / sqrt(V(p))).
+In simulations with the real `win_rate` that is right to 3 points from 20 prompts up, and up to 10
+points too high with fewer.
 """
 
 from __future__ import annotations
