@@ -243,7 +243,10 @@ def labelled(pool: Pool, case: Case, seed: int) -> ReferencedPairs:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Each case's share of the optimum's gain, its KL beside it; a mark a seed."""
+    """Each case's share of the optimum's gain, its KL beside it; a mark a seed.
+
+    Hollow: the draws do not tell the optimum at so large a KL, and the share is at least this.
+    """
     names = list(dict.fromkeys(row["case"] for row in rows))
     figure, (axes,) = new_figure(8.0, 0.8 + 0.34 * len(names))
     for row in rows:
@@ -252,13 +255,16 @@ def draw(rows: Sequence[Row]) -> Figure:
             [row["fraction"] - (row["low"] or row["fraction"])],
             [(row["high"] or row["fraction"]) - row["fraction"]],
         )
-        axes.errorbar(row["fraction"], height, xerr=ends, fmt="o", color="#0a3d80", markersize=4)
+        axes.errorbar(
+            row["fraction"], height, xerr=ends, fmt="o", color="#0a3d80", markersize=5,
+            markerfacecolor="white" if row["note"] else "#0a3d80",
+        )  # fmt: skip
         axes.annotate(
             f"{row['kl']:.1f} nats", (1.01, height), xycoords=("axes fraction", "data"),
             fontsize=7.5, va="center",
         )  # fmt: skip
     axes.set_yticks([-place for place in range(len(names))], names)
-    axes.set_xlabel("share of the optimum's gain at the policy's KL")
+    axes.set_xlabel("share of the optimum's gain at the policy's KL; hollow: at least")
     return figure
 
 
