@@ -13,13 +13,29 @@ from betaflow.config import Arm, Params
 from betaflow.errors import UserError
 from betaflow.evaluation.calibration import calibration
 from betaflow.io import atomic_file, read_json, read_jsonl, write_json
-from betaflow.report.estimates import KL_TEMPERATURE, Row, estimates, ppo_arm
+from betaflow.report.estimates import (
+    KL_TEMPERATURE,
+    SFT,
+    Row,
+    at,
+    estimates,
+    inside,
+    judged,
+    ppo_arm,
+)
 from betaflow.report.headline import best_row, headline_temperature, leads
 from betaflow.report.html import render_html
 from betaflow.report.inputs import OUT, read_arms, read_samples, read_table
 from betaflow.report.judgements import with_verdicts
+from betaflow.report.length import with_length_control
+from betaflow.report.pairwise import COLUMNS as PAIRWISE
+from betaflow.report.pairwise import pairwise, with_ratings
 from betaflow.report.plots import write_plots
-from betaflow.report.table import tidy, with_seconds, write_tables
+from betaflow.report.power import power
+from betaflow.report.quality import with_text_quality
+from betaflow.report.sections import write_figures
+from betaflow.report.table import tidy, with_seconds, write_csv, write_tables
+from betaflow.report.tax import taxes, with_taxes
 
 IDENTITY = {"arm", *Arm.model_fields, "temperature"}
 
@@ -29,7 +45,8 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
 
     Args:
         params: settings; read here are `compare`, `promotion` and `sample.temperatures`.
-        folder: an existing folder that gets `estimates.json`, `metrics.json`, `plots/*.png`.
+        folder: an existing folder that gets `estimates.json`, `metrics.json`, `pairwise.csv`,
+            `plots/*.png`.
         out: where the stages' outputs lie.
 
     Returns:
@@ -49,30 +66,41 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
         raise UserError("out/arms.json lists no trained arm; run `dvc repro arms`")
     shared = {name: read_json(out / name / "summary.json") for name in ("reference", "reward")}
     beside = read_json(out / "frontier" / "frontier.json")
-    judged = read_json(out / "judgements" / "summary.json")
+    about_judge = read_json(out / "judgements" / "summary.json")
     if params.compare.judge == "llm":
         samples = with_verdicts(samples, read_table(out / "judgements" / "verdicts.parquet"))
+    temperature = headline_temperature(params)
+    pairs = pairwise(arms, samples, params.compare, temperature)
+    tax = taxes(benchmarks, params.compare)
     found = estimates(arms, samples, summaries | shared, benchmarks, params.compare)
+    found = with_length_control(found, arms, samples, params.compare)
+    found = with_text_quality(found, samples, params.compare)
+    found = with_taxes(with_ratings(found, pairs), tax)
     rows: list[Row] = tidy(with_fractions(found, beside["arms"]))
-    best = best_row(rows, headline_temperature(params))["arm"]
+    best = best_row(rows, temperature)["arm"]
     document = {
         "judge": params.compare.judge,
-        "judgements": judged,
+        "judgements": about_judge,
         "confidence": params.compare.confidence,
         "bootstrap": params.compare.bootstrap,
-        "temperature": headline_temperature(params),
+        "temperature": temperature,
         "ppo_arm": ppo_arm(arms),
         "best": best,
         "fingerprints": {name: about.get("fingerprint") for name, about in summaries.items()},
         "leads": tidy(leads(best, models, samples, params)),
+        "pairwise": tidy(pairs),
+        "power": tidy(_power(best, samples, params)),
         "benchmarks": _about_benchmarks(benchmarks),
+        "alignment_tax": tidy(tax),
         "reward_model": tidy(_reward_model(out, params.compare.confidence)),
         "rows": rows,
     }
     write_json(folder / "estimates.json", document)
-    write_json(folder / "metrics.json", flat_metrics(rows, document["temperature"]))
+    write_json(folder / "metrics.json", flat_metrics(rows, temperature))
+    write_csv(tidy(pairs)["rows"], PAIRWISE, folder / "pairwise.csv")
     (folder / "plots").mkdir(exist_ok=True)
     write_plots(document, metrics, folder / "plots")
+    write_figures(document, folder / "plots")
     if beside["optimum"] is not None:
         shutil.copyfile(out / "frontier" / "frontier.png", folder / "plots" / "frontier.png")
     return rows
@@ -105,6 +133,13 @@ def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     with atomic_file(folder / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return rows
+
+
+def _power(arm: str, samples: Mapping[str, pd.DataFrame], params: Params) -> dict[str, Any]:
+    """`power` by an arm's verdicts at the headline's temperature."""
+    here = [headline_temperature(params)]
+    own, sft = (at(inside(samples, name), here) for name in (arm, SFT))
+    return power(arm, judged(own, sft, params.compare, SFT), params.compare.confidence)
 
 
 def _reward_model(out: Path, confidence: float) -> dict[str, Any] | None:

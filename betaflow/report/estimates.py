@@ -45,30 +45,31 @@ def estimates(
         settings: the judge and how to resample.
 
     Returns:
-        Rows with the columns of table.csv except seconds and `optimum_fraction`. Estimates are
-        over in-domain prompts (`gold_reward_ood`: over the second domain's) and have `_low` and
-        `_high` beside them; what was not measured is NaN. `kl` is the arm's at T = 1 on every row.
+        Rows with the columns of table.csv except seconds and those that `report.build` adds (by
+        its functions `with_...`). Estimates are over in-domain prompts (`gold_reward_ood`: over the
+        second domain's) and have `_low` and `_high` beside them; what was not measured is NaN. `kl`
+        is the arm's at T = 1 on every row.
 
     Raises:
         UserError: an arm's samples lack a column, a score or a partner.
     """
     check_samples(arms, samples, settings)
-    inside = {arm.name: samples[arm.name].query("domain == 'in'") for arm in arms}
+    within = {arm.name: inside(samples, arm.name) for arm in arms}
     outside = {arm.name: samples[arm.name].query("domain == 'out'") for arm in arms}
     flops = {name: about.get("train_flops", float("nan")) for name, about in summaries.items()}
     rows = []
     for arm in arms:
-        temperatures = sorted(set(inside[SFT if arm.has_model else arm.name]["temperature"]))
+        temperatures = sorted(set(within[SFT if arm.has_model else arm.name]["temperature"]))
         rated = {
             name: None
             if other is None
-            else judged(inside[arm.name], at(inside[other], temperatures), settings, name)
+            else judged(within[arm.name], at(within[other], temperatures), settings, name)
             for name, other in baselines(arms).items()
         }
-        scores = benchmark_scores(benchmarks.get(arm.name, {}), benchmarks[SFT])
+        scores = benchmark_scores(benchmarks.get(arm.name, {}))
         for temperature in temperatures:
             row: Row = {"arm": arm.name, **arm.model_dump(), "temperature": temperature}
-            row |= _sample_estimates(inside[arm.name], outside[arm.name], temperature, settings)
+            row |= _sample_estimates(within[arm.name], outside[arm.name], temperature, settings)
             for name, verdicts in rated.items():
                 row |= _win_estimate(f"win_rate_vs_{name}", verdicts, temperature, settings)
             row["train_tokens"] = summaries.get(arm.name, {}).get("train_tokens", float("nan"))
@@ -76,6 +77,12 @@ def estimates(
             row["whole_flops"] = whole(row, flops)
             rows.append(row | scores)
     return rows
+
+
+def inside(samples: Mapping[str, pd.DataFrame], arm: str) -> pd.DataFrame:
+    """An arm's samples of in-domain prompts, which the estimates are over."""
+    table = samples[arm]
+    return table[table["domain"] == "in"]
 
 
 def at(samples: pd.DataFrame, temperatures: Iterable[float]) -> pd.DataFrame:
@@ -135,17 +142,15 @@ def judged(
     return pairs.assign(preference=preferences(pairs["score_a"], pairs["score_b"]))
 
 
-def benchmark_scores(benchmark: Mapping[str, Any], sft: Mapping[str, Any]) -> Row:
-    """lm-eval scores, flat: `task/metric`, `task/metric_stderr` and `task/metric_vs_sft`."""
+def benchmark_scores(benchmark: Mapping[str, Any]) -> Row:
+    """lm-eval scores, flat: `task/metric` and `task/metric_stderr`."""
     scores: Row = {}
     for task, metrics in sorted(benchmark.get("results", {}).items()):
-        reference = sft.get("results", {}).get(task, {})
         for metric, value in sorted(metrics.items()):
             if metric.endswith("_stderr") or not _is_number(value):
                 continue
             scores[f"{task}/{metric}"] = float(value)
             scores[f"{task}/{metric}_stderr"] = _number(metrics.get(f"{metric}_stderr"))
-            scores[f"{task}/{metric}_vs_sft"] = float(value) - _number(reference.get(metric))
     return scores
 
 
@@ -184,7 +189,6 @@ def _sample_estimates(
     there = outside[outside["temperature"] == temperature]
     own = inside[inside["temperature"] == KL_TEMPERATURE]
     row: Row = {"prompts": int(here["prompt_id"].nunique()), "samples": len(here)}
-    row["finished"] = float((here["finish_reason"] == "stop").mean())
     for name, table, column in [
         ("gold_reward", here, "gold_reward"),
         ("reward_model", here, "reward_model"),

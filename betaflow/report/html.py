@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from betaflow.report.headline import Document, sentences
 from betaflow.report.judge_section import judge_section, judge_sentences
 from betaflow.report.methods import LABELS, SCORERS, STRENGTHS
 from betaflow.report.plots import REWARDS, alt_texts, titles
+from betaflow.report.power import enough, sentence
+from betaflow.report.sections import sections
 
 PIXELS = 1.5  # of a plot to one of the page, for sharp screens
 SOURCES = {
@@ -36,6 +39,7 @@ COLUMNS = [
     ("KL, nats", "kl", 2, 1.0),
     ("% of the optimum", "optimum_fraction", 0, 100.0),
     ("win % vs SFT", "win_rate_vs_sft", 1, 100.0),
+    ("win % vs SFT, length controlled", "lc_win_rate_vs_sft", 1, 100.0),
     ("win % vs PPO", "win_rate_vs_ppo", 1, 100.0),
     ("gold reward, other domain", "gold_reward_ood", 2, 1.0),
     ("tokens", "completion_tokens", 1, 1.0),
@@ -68,13 +72,20 @@ def render_html(
     """
     rows = document["rows"]
     main = [row for row in rows if row["temperature"] == document["temperature"]]
-    source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(source).render(
+    return environment.get_template("report.html.j2").render(
         about=about(params, arms, facts),
-        sentences=sentences(document) + judge_sentences(document["judgements"]),
+        sentences=[
+            *sentences(document),
+            *judge_sentences(document["judgements"]),
+            *([] if enough(document["power"]) else [sentence(document["power"])]),
+        ],
         temperature=f"{document['temperature']:g}",
         level=f"{document['confidence']:.0%}",
         resamples=document["bootstrap"],
@@ -89,8 +100,7 @@ def render_html(
         trials=trial_table(arms),
         plots=images(plots, titles(document), alt_texts(document)),
         frontier=against_optimum(frontier, plots),
-        benchmarks=benchmark_table(document),
-        documents=_documents(document),
+        **sections(document, partial(images, plots)),
         prompts_shown=side_by_side(arms, samples, params),
         reward_seconds=text.number(seconds.get("reward"), 0),
         has_gold=any(row["gold_reward"] is not None for row in rows),
@@ -214,33 +224,6 @@ def images(
     return found
 
 
-def benchmark_table(document: Document) -> list[dict[str, Any]]:
-    """A row per lm-eval task and metric, a cell per arm: score ± standard error, change."""
-    first = {row["arm"]: row for row in reversed(document["rows"])}
-    arms = list(dict.fromkeys(row["arm"] for row in document["rows"]))
-    names = sorted(
-        {key.removesuffix("_vs_sft") for row in first.values() for key in row if "/" in key}
-    )
-    better = document["benchmarks"]["higher_is_better"]
-    rows = []
-    for name in names:
-        if name.endswith("_stderr"):
-            continue
-        task, metric = name.split("/", 1)
-        arrow = {True: "↑", False: "↓"}.get(text.counted(better, task, metric), "")
-        cells = [
-            {
-                "arm": arm,
-                "value": text.significant(first[arm].get(name)),
-                "error": text.significant(first[arm].get(f"{name}_stderr")).strip(text.DASH),
-                "change": "" if arm == "sft" else text.difference(first[arm].get(f"{name}_vs_sft")),
-            }
-            for arm in arms
-        ]
-        rows.append({"task": task, "metric": f"{metric} {arrow}".strip(), "cells": cells})
-    return rows
-
-
 def side_by_side(
     arms: Sequence[Arm], samples: Mapping[str, pd.DataFrame], params: Params
 ) -> list[dict[str, Any]]:
@@ -271,16 +254,6 @@ def side_by_side(
             )
         prompt_text = text.visible(str(firsts["sft"].loc[prompt, "prompt"]))
         found.append({"prompt": prompt_text, "completions": completions})
-    return found
-
-
-def _documents(document: Document) -> list[dict[str, Any]]:
-    """Documents a task that lm-eval scored."""
-    found = []
-    for task, count in sorted(document["benchmarks"]["n_samples"].items()):
-        if isinstance(count, Mapping):  # lm-eval's own form
-            count = count.get("effective")
-        found.append({"task": task, "count": count})
     return found
 
 

@@ -14,11 +14,12 @@ from betaflow.report.costs import whole
 from betaflow.report.estimates import Row
 
 DIGITS = 6  # significant digits; the intervals are far wider than the seventh
-_ESTIMATES = ["gold_reward", "reward_model", "kl", "win_rate_vs_sft", "win_rate_vs_ppo"]
-_ESTIMATES += ["gold_reward_ood", "completion_tokens", "optimum_fraction"]
+_ESTIMATES = ["gold_reward", "reward_model", "kl", "win_rate_vs_sft", "lc_win_rate_vs_sft"]
+_ESTIMATES += ["win_rate_vs_ppo", "rating", "gold_reward_ood", "completion_tokens", "finished"]
+_ESTIMATES += ["repetition", "distinct", "alignment_tax", "optimum_fraction"]
 COLUMNS = ["arm", *Arm.model_fields, "temperature"]
 COLUMNS += [f"{name}{end}" for name in _ESTIMATES for end in ("", "_low", "_high")]
-COLUMNS += ["finished", "prompts", "samples", "train_tokens", "train_flops", "whole_flops"]
+COLUMNS += ["prompts", "samples", "train_tokens", "train_flops", "whole_flops"]
 COLUMNS += ["train_seconds", "whole_seconds"]
 
 

@@ -53,8 +53,8 @@ def estimate(row: Row, name: str, digits: int, scale: float = 1.0) -> dict[str, 
 
 
 def difference(value: float | None) -> str:
-    """A difference with its sign, to four significant digits."""
-    return DASH if value is None else f"{value:+.4g}"
+    """A difference with its sign, to three significant digits."""
+    return DASH if value is None else f"{value:+.3g}"
 
 
 def significant(value: float | None) -> str:

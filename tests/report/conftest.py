@@ -198,13 +198,18 @@ def write_judgements(params: Params, out: Path) -> None:
 
 
 def benchmark(quality: float) -> dict[str, Any]:
-    """lm-eval results as the harness adapter writes them."""
+    """lm-eval results as the harness adapter writes them; all arms answer the same documents."""
+    random = np.random.default_rng(5)
+    right = random.uniform(size=400) < 0.61 - quality / 50
+    words = random.integers(5, 40, 200)
+    logprobs = -words * (np.log(8.5 + quality) + random.normal(0, 0.2, 200))
+    perplexity = float(np.exp(-logprobs.sum() / words.sum()))
     return {
         "engine": "hf",
         "results": {
-            "betaflow_cloze": {"acc": 0.61 - quality / 50, "acc_stderr": 0.02, "alias": "cloze"},
+            "betaflow_cloze": {"acc": float(right.mean()), "acc_stderr": 0.02, "alias": "cloze"},
             "betaflow_perplexity": {
-                "word_perplexity": 8.5 + quality,
+                "word_perplexity": perplexity,
                 "word_perplexity_stderr": "N/A",
             },
         },
@@ -212,6 +217,15 @@ def benchmark(quality: float) -> dict[str, Any]:
         "higher_is_better": {
             "betaflow_cloze": {"acc": True},
             "betaflow_perplexity": {"word_perplexity": False},
+        },
+        "documents": {
+            "betaflow_cloze": {"hash": "c", "results": {"acc": right.astype(float).tolist()}},
+            "betaflow_perplexity": {
+                "hash": "p",
+                "results": {
+                    "word_perplexity": np.stack([logprobs, words], axis=1).tolist(),
+                },
+            },
         },
     }
 

@@ -41,6 +41,9 @@ def test_everything_twice_with_the_same_bytes(workspace: Workspace, tmp_path: Pa
     assert sorted(found) == [
         "estimates.json",
         "metrics.json",
+        "pairwise.csv",
+        "plots/alignment_tax.png",
+        "plots/pairwise.png",
         "plots/reward_kl.png",
         "plots/reward_model.png",
         "plots/training_dpo.png",
@@ -82,7 +85,7 @@ def test_tables(workspace: Workspace, tmp_path: Path) -> None:
     grid = ["beta", "alpha", "target_kl", "n", "scorer", "learning_rate", "seed"]
     needed = ["arm", "method", *grid, "temperature"]
     assert list(lines[0])[:10] == needed
-    for name in ("gold_reward", "kl", "win_rate_vs_sft", "win_rate_vs_ppo"):
+    for name in ("gold_reward", "kl", "win_rate_vs_sft", "lc_win_rate_vs_sft", "win_rate_vs_ppo"):
         for line, row in zip(lines, rows, strict=True):
             assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
             assert float(line[name]) == row[name]
@@ -117,7 +120,7 @@ def test_every_method_is_an_arm_like_the_others(workspace: Workspace, tmp_path: 
     assert all("best_of_n" not in row["arm"] for row in document["leads"])
     drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
     trained = ("dpo", "ipo", "slic", "preferred_ft", "unlikelihood", "ppo", "ppo_gt")
-    whole = {"reward_kl", "reward_model", "win_rate"}
+    whole = {"alignment_tax", "pairwise", "reward_kl", "reward_model", "win_rate"}
     assert drawn == whole | {f"training_{method}" for method in trained}
 
 

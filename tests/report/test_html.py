@@ -60,13 +60,13 @@ def test_one_file_with_no_script_and_nothing_fetched(source: str) -> None:
             assert attributes.get(name, "data:").startswith("data:")  # type: ignore[union-attr]
     assert "http" not in source.replace("http-equiv", "")
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 5
+    assert len(images) == 7
     assert all(attributes["alt"] for attributes in images)
 
 
 def test_page_shows_the_numbers_and_says_how_sure(source: str) -> None:
     text = Page(source).text
-    for part in ("40 held-out prompts", "95% interval", "betaflow_cloze: 400 documents", "Limits"):
+    for part in ("40 held-out prompts", "95% interval", "400 documents", "Limits"):
         assert part in text
     assert "4 DPO arms and 1 PPO arm" in text
     assert "β: 0.1, 0.3, 1.0, 3.0; rate: 0.001" in text
