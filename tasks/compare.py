@@ -9,10 +9,13 @@ from betaflow.config import Params, arms, load_params
 from betaflow.errors import UserError
 from betaflow.io import atomic_directory, read_json, read_jsonl
 from betaflow.report.build import IDENTITY, build, render
+from betaflow.report.power import sentence
 from tasks import tracking
 from tasks._main import run
 
 FOLDER = Path("out/compare")
+# What MLflow has of every temperature, under names such as `win_rate_vs_sft_T0.5`.
+BY_TEMPERATURE = ("gold_reward", "reward_model", "win_rate", "lc_win_rate", "completion_tokens")
 
 
 def main() -> None:
@@ -22,6 +25,7 @@ def main() -> None:
         build(params, folder)
         rows = render(params, folder)
     print(f"{len(rows)} rows: {FOLDER}/table.csv; report: {FOLDER}/report.html")
+    print(sentence(read_json(FOLDER / "estimates.json")["power"]))
     try:
         fill_in(params, rows)
     except UserError:
@@ -65,7 +69,7 @@ def _final(rows: list[dict[str, Any]], params: Params) -> dict[str, float]:
                 continue
             if row["temperature"] == params.promotion.temperature or key.startswith("optimum_"):
                 found[key] = value
-            if key.startswith(("gold_reward", "reward_model", "win_rate", "completion_tokens")):
+            if key.startswith(BY_TEMPERATURE):
                 found[f"{key}_T{row['temperature']:g}"] = value
     return found
 
@@ -73,7 +77,7 @@ def _final(rows: list[dict[str, Any]], params: Params) -> dict[str, float]:
 def _publish(tracker: tracking.Tracker) -> None:
     """Hang the report, the table and the plots on the sweep's run."""
     run_id = tracker.sweep_run.info.run_id
-    for name in ("report.html", "table.csv", "table.json"):
+    for name in ("report.html", "table.csv", "table.json", "pairwise.csv"):
         tracker.client.log_artifact(run_id, str(FOLDER / name))
     tracker.client.log_artifacts(run_id, str(FOLDER / "plots"), "plots")
     tracker.client.set_terminated(run_id, "FINISHED")

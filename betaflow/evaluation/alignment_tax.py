@@ -176,7 +176,7 @@ def alignment_tax(differences: Iterable[Estimate]) -> Estimate:
     if len(found) == 0:
         return UNKNOWN
     middle, errors, low, high = found.T
-    tax, tasks = -middle.mean(), len(found)
+    tax, tasks = 0.0 - middle.mean(), len(found)  # no -0.0
     below, above = sqrt(((high - middle) ** 2).sum()), sqrt(((middle - low) ** 2).sum())
     return Estimate(
         float(tax),

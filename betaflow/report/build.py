@@ -173,13 +173,16 @@ def read_seconds(out: Path = OUT) -> dict[str, float]:
 
 
 def flat_metrics(rows: Sequence[Row], temperature: float) -> dict[str, dict[str, Any]]:
-    """By arm, its numbers at one temperature, for `dvc metrics`. Intervals stay in the table."""
+    """By arm, its numbers at one temperature, for `dvc metrics`.
+
+    Intervals and p-values stay in the table.
+    """
     return {
         row["arm"]: {
             name: value
             for name, value in row.items()
             if name not in IDENTITY
-            and not name.endswith(("_low", "_high", "_stderr"))
+            and not name.endswith(("_low", "_high", "_stderr", "_vs_sft_p"))
             and value is not None
         }
         for row in rows

@@ -39,7 +39,6 @@ COLUMNS = [
     ("KL, nats", "kl", 2, 1.0),
     ("% of the optimum", "optimum_fraction", 0, 100.0),
     ("win % vs SFT", "win_rate_vs_sft", 1, 100.0),
-    ("win % vs SFT, length controlled", "lc_win_rate_vs_sft", 1, 100.0),
     ("win % vs PPO", "win_rate_vs_ppo", 1, 100.0),
     ("gold reward, other domain", "gold_reward_ood", 2, 1.0),
     ("tokens", "completion_tokens", 1, 1.0),

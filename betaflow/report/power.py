@@ -88,7 +88,7 @@ def sentence(about: Mapping[str, Any]) -> str:
     )
     if enough(about):
         return f"{found}."
-    odds = "" if row["chance"] is None else f", and a chance of {row['chance']:.0%}"
+    odds = "" if row["chance"] is None else f", and a chance of {_chance(row['chance'])}"
     return f"Warning: {found}{odds}. Raise sample.prompts before you trust a tie."
 
 
@@ -108,8 +108,12 @@ def power_section(document: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "rate": text.number(100 * row["win_rate"], 0),
                 "needed": text.number(row["needed"], 0),
-                "chance": text.DASH if row["chance"] is None else f"{row['chance']:.0%}",
+                "chance": text.DASH if row["chance"] is None else _chance(row["chance"]),
             }
             for row in about["rows"]
         ],
     }
+
+
+def _chance(value: float) -> str:
+    return "> 99%" if value > 0.99 else f"{value:.0%}"

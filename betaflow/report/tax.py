@@ -133,7 +133,9 @@ def tax_section(document: Mapping[str, Any]) -> dict[str, Any] | None:
     `document` is `estimates.json`.
     """
     found, better = document["alignment_tax"], document["benchmarks"]["higher_is_better"]
-    first = {row["arm"]: row for row in reversed(document["rows"])}
+    first: dict[str, Row] = {}
+    for row in document["rows"]:
+        first.setdefault(row["arm"], row)
     names = scores(document["rows"])
     if not names:
         return None
@@ -157,13 +159,8 @@ def tax_section(document: Mapping[str, Any]) -> dict[str, Any] | None:
                 "arm": arm,
                 "tax": _percent(tax.get(arm)),
                 "cells": [
-                    {
-                        "value": text.significant(row.get(f"{task}/{metric}")),
-                        "error": text.significant(row.get(f"{task}/{metric}_stderr")).strip(
-                            text.DASH
-                        ),
-                        **_difference(differences.get((arm, task, metric))),
-                    }
+                    _score(row, f"{task}/{metric}")
+                    | _difference(differences.get((arm, task, metric)))
                     for task, metric in names
                 ],
             }
@@ -191,15 +188,25 @@ def _percent(row: Row | None) -> dict[str, str]:
     return text.estimate(row, "alignment_tax", 1, 100.0)
 
 
+def _score(row: Row, name: str) -> dict[str, str]:
+    """`value` and standard `error`, to two digits of the error."""
+    value, error = row.get(name), row.get(f"{name}_stderr")
+    if value is None or not error:
+        return {"value": text.significant(value), "error": ""}
+    digits = text.decimals(error)
+    return {"value": text.number(value, digits), "error": text.number(error, digits)}
+
+
 def _difference(row: Row | None) -> dict[str, str]:
     """`change` with its interval, and `p`, adjusted."""
     if row is None:
         return {"change": "", "p": ""}
-    change = text.difference(row["difference"])
-    low, high = row["difference_low"], row["difference_high"]
+    low, high, p = row["difference_low"], row["difference_high"], row["adjusted"]
+    change = text.significant(row["difference"])
     if low is not None and high is not None:
-        change += f" [{text.difference(low)}, {text.difference(high)}]"
-    p = row["adjusted"]
+        digits = text.decimals((high - low) / 2)
+        middle, below, above = (f"{x:+.{digits}f}" for x in (row["difference"], low, high))
+        change = f"{middle} [{below}, {above}]"
     return {
         "change": change,
         "p": "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}",

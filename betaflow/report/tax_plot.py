@@ -14,7 +14,7 @@ from betaflow.report.methods import LOOKS, colours, label
 from betaflow.report.plots import bars
 from betaflow.report.tax import arrow
 
-ACROSS = 3  # panels in a row
+ACROSS = 3  # panels in a row at most
 WORDS = {"↑": "right: better", "↓": "right: worse", "": ""}
 
 
@@ -26,8 +26,8 @@ def tax_figure(document: Mapping[str, Any]) -> Figure:
     panels = tax_panels(document)
     arms = list(dict.fromkeys(row["arm"] for row in panels[0]["rows"]))
     rows = -(-len(panels) // ACROSS)
+    across = -(-len(panels) // rows)
     height = rows * (0.24 * len(arms) + 1.15)
-    across = min(len(panels), ACROSS)
     figure, grid = new_figure(2.4 + 2.9 * across, max(height, 2.4), len(panels), rows)
     first = {row["arm"]: row for row in reversed(document["rows"])}
     shades = colours(document["rows"])

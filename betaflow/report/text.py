@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
+from math import floor, log10
 from typing import Any
 
 from betaflow.report.estimates import Row
@@ -52,9 +53,9 @@ def estimate(row: Row, name: str, digits: int, scale: float = 1.0) -> dict[str, 
     }
 
 
-def difference(value: float | None) -> str:
-    """A difference with its sign, to three significant digits."""
-    return DASH if value is None else f"{value:+.3g}"
+def decimals(spread: float) -> int:
+    """The decimals that show a standard error, or half an interval, to two significant digits."""
+    return 1 if spread <= 0 else max(0, 1 - floor(log10(spread)))
 
 
 def significant(value: float | None) -> str:

@@ -200,3 +200,22 @@ def test_a_model_that_did_not_sample_at_some_seed(workspace: Workspace, tmp_path
     table[table["seed"] == 0].to_parquet(path)
     with pytest.raises(UserError, match="have no partner"):
         build(params, tmp_path)
+
+
+def test_one_prompt_and_no_benchmark_make_a_report_without_intervals(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    params = workspace(prompts=1)
+    for path in Path("out/benchmark").iterdir():
+        path.write_text('{"results": {}}')
+    build(params, tmp_path)
+    rows = render(params, tmp_path)
+    row = next(r for r in rows if r["arm"] == DPO and r["temperature"] == 1.0)
+    for name in ("win_rate_vs_sft", "lc_win_rate_vs_sft", "rating", "distinct"):
+        assert row[name] is not None
+        assert row[f"{name}_low"] is None
+    assert row["alignment_tax"] is None
+    assert not (tmp_path / "plots/alignment_tax.png").exists()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Alignment tax" not in page
+    assert "this run has 1. Raise sample.prompts" in page

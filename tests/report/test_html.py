@@ -73,6 +73,19 @@ def test_page_shows_the_numbers_and_says_how_sure(source: str) -> None:
     assert "4,860 preference pairs" in text
 
 
+def test_every_section_on_statistics_is_there_with_tables_for_every_reader(source: str) -> None:
+    page = Page(source)
+    for title in ("Pairwise win rates", "Ratings", "Length", "Alignment tax", "Text quality"):
+        assert f"<h2>{title}</h2>" in source
+    assert "<h2>Power</h2>" in source
+    sections = source.split("<h2>Pairwise")[1].split("<h2>Samples")[0]
+    assert sections.count("<table>") == sections.count("<caption>") == 6
+    cells = [attributes for tag, attributes in Page(sections).tags if tag == "th"]
+    assert len(cells) > 40
+    assert all(attributes["scope"] in ("col", "row") for attributes in cells)
+    assert "this run has 40" in page.text
+
+
 def test_visible_keeps_ordinary_text() -> None:
     text = "Ünïcode 字, emoji 🙂,\ta tab\nand a line"
     assert visible(text) == text

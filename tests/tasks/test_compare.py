@@ -39,6 +39,9 @@ def test_every_arm_gets_a_run_and_only_models_are_logged(
             **arm.model_dump(),
             "temperature": 1.0,
             "win_rate_vs_sft": (4 + place) / 8,
+            "lc_win_rate_vs_sft": 0.5,
+            "rating": 100.0 * place,
+            "rating_low": None,
         }
         for place, arm in enumerate(sweep)
     ]
@@ -50,7 +53,13 @@ def test_every_arm_gets_a_run_and_only_models_are_logged(
     assert set(runs) == {"reward", f"sweep-{tracker.sweep[:8]}", *names}
     found = runs[chosen.name].data
     assert found.params == {"method": "best_of_n", "n": "4", "scorer": "gold"}
-    assert found.metrics == {"win_rate_vs_sft": 0.75, "win_rate_vs_sft_T1": 0.75}
+    assert found.metrics == {
+        "win_rate_vs_sft": 0.75,
+        "win_rate_vs_sft_T1": 0.75,
+        "lc_win_rate_vs_sft": 0.5,
+        "lc_win_rate_vs_sft_T1": 0.5,
+        "rating": 200.0,
+    }
     assert "loss" in runs[sweep[1].name].data.metrics
     logged = tracker.client.search_logged_models([tracker.experiment])
     owners = {model.source_run_id for model in logged}
