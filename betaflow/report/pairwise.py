@@ -144,6 +144,7 @@ def pairwise_section(document: Mapping[str, Any]) -> dict[str, Any]:
             text.number(count, 0) for count in dict.fromkeys(counts[:1] + counts[-1:])
         ),
         "arms": arms,
+        "gaps": any(row["estimate"] is None for row in found["rows"]),
         "rows": [
             {"arm": arm, "cells": [_cell(cells.get((arm, other))) for other in arms]}
             for arm in arms

@@ -108,6 +108,7 @@ def test_a_language_model_s_verdicts_are_those_that_it_was_asked_for() -> None:
     assert rates[DPO.name, other.name]["prompts"] == 0
     document = {"pairwise": tidy(found)}
     section = pairwise_section(document)
+    assert section["gaps"]
     place = section["arms"].index(other.name)
     cells = {row["arm"]: row["cells"][place]["value"] for row in section["rows"]}
     assert cells[DPO.name] == "–"
