@@ -19,6 +19,7 @@ from betaflow.report.estimates import Row, judge_column
 from betaflow.report.frontier_plot import alt_text
 from betaflow.report.headline import Document, sentences
 from betaflow.report.judge_section import judge_section, judge_sentences
+from betaflow.report.length import length_sentences
 from betaflow.report.methods import LABELS, SCORERS, STRENGTHS
 from betaflow.report.plots import REWARDS, alt_texts, titles
 from betaflow.report.power import enough, sentence
@@ -82,6 +83,7 @@ def render_html(
         about=about(params, arms, facts),
         sentences=[
             *sentences(document),
+            *length_sentences(document),
             *judge_sentences(document["judgements"]),
             *([] if enough(document["power"]) else [sentence(document["power"])]),
         ],

@@ -93,6 +93,22 @@ def length_section(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def length_sentences(document: Mapping[str, Any]) -> list[str]:
+    """What a reader must know where the best arm may win by length; of `estimates.json`."""
+    best = next(
+        row
+        for row in document["rows"]
+        if row["arm"] == document["best"] and row["temperature"] == document["temperature"]
+    )
+    if not _wins(best, "win_rate_vs_sft") or _wins(best, NAME):
+        return []
+    found = text.estimate(best, NAME, 1, 100.0)
+    return [
+        f"With length controlled it wins {found['value']} % {found['interval']}, which is not "
+        "shown to be above one half: it may win by length."
+    ]
+
+
 def _wins(row: Row, name: str) -> bool:
     low = row[f"{name}_low"]
     return low is not None and low > 0.5

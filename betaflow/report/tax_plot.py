@@ -42,6 +42,7 @@ def tax_figure(document: Mapping[str, Any]) -> Figure:
         axes.set_title(panel["title"], fontsize=9.5)
         axes.set_xlabel(panel["axis"], fontsize=9)
         axes.margins(x=0.12)
+        axes.locator_params(axis="x", nbins=4)  # labels such as -0.025 are wide
     return figure
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from betaflow.config import Arm, CompareSettings
 from betaflow.evaluation import length_controlled_win_rate, text_quality
-from betaflow.report.length import length_section, with_length_control
+from betaflow.report.length import length_section, length_sentences, with_length_control
 from betaflow.report.quality import quality_section, with_text_quality
 from betaflow.report.table import tidy
 
@@ -114,6 +114,17 @@ def test_the_section_names_arms_that_win_on_one_count_alone() -> None:
     assert DPO.name in section["turned"]
     assert section["sft"]["value"] == "9.0"
     assert section["rows"][0]["cells"][1] == {"value": "50.0", "interval": "[51.0, 60.0]"}
+
+
+def test_the_headline_tells_a_win_that_may_be_one_of_length() -> None:
+    row = {"arm": DPO.name, "temperature": 1.0, "win_rate_vs_sft_low": 0.55}
+    row |= {"lc_win_rate_vs_sft": 0.5, "lc_win_rate_vs_sft_high": 0.6}
+    document = {"best": DPO.name, "temperature": 1.0}
+    (told,) = length_sentences({**document, "rows": [row | {"lc_win_rate_vs_sft_low": 0.4}]})
+    assert "it wins 50.0 % [40.0, 60.0]" in told
+    assert length_sentences({**document, "rows": [row | {"lc_win_rate_vs_sft_low": 0.51}]}) == []
+    never = row | {"lc_win_rate_vs_sft_low": 0.4, "win_rate_vs_sft_low": 0.45}
+    assert length_sentences({**document, "rows": [never]}) == []
 
 
 def test_text_quality_of_words() -> None:
