@@ -30,7 +30,7 @@ from betaflow.report.judgements import with_verdicts
 from betaflow.report.length import with_length_control
 from betaflow.report.pairwise import COLUMNS as PAIRWISE
 from betaflow.report.pairwise import pairwise, with_ratings
-from betaflow.report.plots import write_plots
+from betaflow.report.plots import Metrics, write_plots
 from betaflow.report.power import power
 from betaflow.report.quality import with_text_quality
 from betaflow.report.sections import write_figures
@@ -56,19 +56,16 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
         UserError: an input is missing or does not fit the others.
     """
     arms = read_arms(out)
-    samples = read_samples(arms, out)
+    samples = _judged_samples(params, arms, out)
     models = [arm for arm in arms if arm.has_model]
     trained = [arm for arm in models if arm.method != "sft"]
     summaries = {arm.name: read_json(_model(arm, out) / "summary.json") for arm in models}
     benchmarks = {arm.name: read_json(out / "benchmark" / f"{arm.name}.json") for arm in models}
-    metrics = {arm.name: read_jsonl(_model(arm, out) / "metrics.jsonl") for arm in trained}
     if not trained:
         raise UserError("out/arms.json lists no trained arm; run `dvc repro arms`")
     shared = {name: read_json(out / name / "summary.json") for name in ("reference", "reward")}
     beside = read_json(out / "frontier" / "frontier.json")
     about_judge = read_json(out / "judgements" / "summary.json")
-    if params.compare.judge == "llm":
-        samples = with_verdicts(samples, read_table(out / "judgements" / "verdicts.parquet"))
     temperature = headline_temperature(params)
     pairs = pairwise(arms, samples, params.compare, temperature)
     tax = taxes(benchmarks, params.compare)
@@ -99,7 +96,7 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     write_json(folder / "metrics.json", flat_metrics(rows, temperature))
     write_csv(tidy(pairs)["rows"], PAIRWISE, folder / "pairwise.csv")
     (folder / "plots").mkdir(exist_ok=True)
-    write_plots(document, metrics, folder / "plots")
+    write_plots(document, _metrics(arms, out), folder / "plots")
     write_figures(document, folder / "plots")
     if beside["optimum"] is not None:
         shutil.copyfile(out / "frontier" / "frontier.png", folder / "plots" / "frontier.png")
@@ -120,13 +117,15 @@ def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     seconds = read_seconds(out)
     rows = with_seconds(document["rows"], seconds)
     write_tables(rows, folder)
+    samples = _judged_samples(params, arms, out)
     text = render_html(
         params,
         {**document, "rows": rows},
         arms,
-        read_samples(arms, out),
+        samples,
         plots=folder / "plots",
         frontier=read_json(out / "frontier" / "frontier.json"),
+        metrics=_metrics(arms, out),
         facts=_facts(out),
         seconds=seconds,
     )
@@ -188,6 +187,20 @@ def flat_metrics(rows: Sequence[Row], temperature: float) -> dict[str, dict[str,
         for row in rows
         if row["temperature"] == temperature
     }
+
+
+def _judged_samples(params: Params, arms: Sequence[Arm], out: Path) -> dict[str, pd.DataFrame]:
+    """By arm name, its scored completions, with verdicts where a language model judges."""
+    samples = read_samples(arms, out)
+    if params.compare.judge != "llm":
+        return samples
+    return with_verdicts(samples, read_table(out / "judgements" / "verdicts.parquet"))
+
+
+def _metrics(arms: Sequence[Arm], out: Path) -> Metrics:
+    """By name, the log of each arm's own training."""
+    own = [arm for arm in arms if arm.has_model and arm.method != "sft"]
+    return {arm.name: read_jsonl(_model(arm, out) / "metrics.jsonl") for arm in own}
 
 
 def _model(arm: Arm, out: Path) -> Path:

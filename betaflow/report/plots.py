@@ -60,7 +60,7 @@ def write_plots(document: Document, metrics: Metrics, folder: Path) -> None:
         "reward_kl": lambda: reward_against_kl(rows, document["judge"]),
         "win_rate": lambda: win_rates(rows, document["ppo_arm"]),
     }
-    for method in _trained(rows):
+    for method in trained(rows):
         draw[f"training_{method}"] = partial(training_curves, rows, metrics, method)
     if document["reward_model"] is not None:
         draw["reward_model"] = partial(reward_model_figure, document["reward_model"])
@@ -71,14 +71,14 @@ def write_plots(document: Document, metrics: Metrics, folder: Path) -> None:
 def titles(document: Document) -> dict[str, str]:
     """By plot name, the title of each plot, in the page's order."""
     found = {"reward_kl": "Reward against KL", "win_rate": "Win rate against temperature"}
-    for method in _trained(document["rows"]):
+    for method in trained(document["rows"]):
         found[f"training_{method}"] = f"Training of the {LABELS[method]} arms"
     if document["reward_model"] is not None:
         found["reward_model"] = "The reward model on held-out pairs"
     return found
 
 
-def _trained(rows: Sequence[Row]) -> list[Method]:
+def trained(rows: Sequence[Row]) -> list[Method]:
     """The methods among the rows whose training is drawn."""
     found = {row["method"] for row in rows}
     return [method for method in LABELS if method in found and method in CURVES]
@@ -90,7 +90,7 @@ def reward_against_kl(rows: Sequence[Row], judge: str) -> Figure:
     points = [row for row in rows if row["temperature"] == 1.0 and row[reward] is not None]
     shades = colours(rows)
     figure, (axes,) = new_figure(7.6, 4.4)
-    for line in _sweeps(points):
+    for line in sweeps(points):
         values = [r["kl"] for r in line], [r[reward] for r in line]
         axes.plot(*values, color=LOOKS[label(line[0])].first, alpha=0.4, zorder=1)
     for row in points:
@@ -174,7 +174,7 @@ def running_mean(values: np.ndarray, half_width: int) -> np.ndarray:
     return means
 
 
-def _sweeps(points: Sequence[Row]) -> list[list[Row]]:
+def sweeps(points: Sequence[Row]) -> list[list[Row]]:
     """Points joined in the order of what is `SWEPT`: a line a method, learning rate and seed."""
     lines: dict[Any, list[Row]] = {}
     for row in points:
@@ -246,11 +246,11 @@ def _arm_handles(
 def alt_texts(document: Document) -> dict[str, str]:
     """By plot name, what it shows, for readers who do not see it."""
     judge = REWARDS[document["judge"]]
-    trained = [r for r in document["rows"] if r["temperature"] == 1.0]
+    at_one = [r for r in document["rows"] if r["temperature"] == 1.0]
     reward = "gold_reward" if document["judge"] == "gold" else "reward_model"
     points = "; ".join(
         f"{row['arm']}: KL {row['kl']:.2f}, {judge} {row[reward]:.2f}"
-        for row in trained
+        for row in at_one
         if row["kl"] is not None and row[reward] is not None
     )
     found = {
@@ -258,7 +258,7 @@ def alt_texts(document: Document) -> dict[str, str]:
         "win_rate": "Line plots of each arm's win rate against SFT and against PPO at each "
         "sampling temperature, with interval bands. The numbers are in the table above.",
     }
-    for method in _trained(document["rows"]):
+    for method in trained(document["rows"]):
         count = len({row["arm"] for row in document["rows"] if row["method"] == method})
         arms = f"{count} {LABELS[method]} arm{'s' if count > 1 else ''}"
         what = ", ".join(CURVES[method].values())

@@ -1,0 +1,284 @@
+"""The page's interactive figures: one function a figure, from the same numbers as the static ones.
+
+Every mark's tooltip says what it is, its value with its interval, and of how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from betaflow.report import text
+from betaflow.report.estimates import Row
+from betaflow.report.frontier_plot import WIDEST
+from betaflow.report.headline import Document
+from betaflow.report.interactive_training import reward_model, training
+from betaflow.report.plots import REWARDS, Metrics, alt_texts, sweeps, trained
+from betaflow.report.vega import (
+    Spec,
+    axis,
+    by_arm,
+    dashed,
+    faded,
+    figure,
+    panel,
+    series,
+    shaped,
+    tips,
+)
+
+LOOKS_TIPS = {"arm": "arm", "step": "step", "kl": "KL, nats", "reward": "reward"}
+
+
+def figures(document: Document, frontier: Mapping[str, Any], metrics: Metrics) -> dict[str, Spec]:
+    """By the name of the static figure that it stands for, every interactive one.
+
+    Args:
+        document: `estimates.json`.
+        frontier: `frontier.json`.
+        metrics: by arm name, the rows of its `metrics.jsonl`.
+    """
+    told = alt_texts(document)
+    found = {
+        "reward_kl": reward_kl(document, told["reward_kl"]),
+        "win_rate": win_rate(document),
+    }
+    if frontier["optimum"] is not None:
+        found["frontier"] = against_the_optimum(document, frontier)
+    for method in trained(document["rows"]):
+        found[f"training_{method}"] = training(document["rows"], metrics, method)
+    if document["reward_model"] is not None:
+        found["reward_model"] = reward_model(document["reward_model"])
+    return found
+
+
+def reward_kl(document: Document, description: str) -> Spec:
+    """What each arm pays in KL for its reward, at T = 1."""
+    reward = "gold_reward" if document["judge"] == "gold" else "reward_model"
+    points = _points(document, reward)
+    arms = [point["arm"] for point in points]
+    lines = [
+        {"series": points[arms.index(row["arm"])]["series"], "line": number, "arm": row["arm"]}
+        | {"step": step, "kl": row["kl"], "reward": row[reward]}
+        for number, line in enumerate(sweeps(_at_one(document, reward)))
+        for step, row in enumerate(line)
+    ]
+    edge = _edge(points)
+    name = REWARDS[document["judge"]]
+    layers = [_joined(lines, edge, name), *_ends(document, points, edge, name)]
+    return figure(document["rows"], arms, [panel("", description, points, layers)])
+
+
+def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec:
+    """The same with the closed-form optimum, Best-of-N and the way of each arm as it trained."""
+    points = _points(document, "gold_reward")
+    arms = [point["arm"] for point in points]
+    names = series(document["rows"], arms)
+    best, edge, reward = frontier["optimum"], _edge(points), REWARDS["gold"]
+    curve = [
+        {"kl": kl, "reward": reward, "low": low, "high": high, "told": _told(reward, low, high)}
+        for kl, reward, low, high in zip(
+            *(best[name] for name in ("kl", "reward", "low", "high")), strict=True
+        )
+    ]
+    several = [
+        {"n": row["n"], "kl": row["kl"], "reward": row["reward"]}
+        | {"told": _told(row["reward"], row["reward_low"], row["reward_high"])}
+        for row in frontier["best_of_n"]
+    ]
+    start = {"step": 0, "kl": 0.0, "reward": best["reference"]}
+    looks = [
+        {"arm": arm, "series": names[arm], **look}
+        for arm, own in frontier["curves"].items()
+        if arm in names
+        for look in (start, *own)
+        if look["kl"] <= edge
+    ]
+    x, y = axis("kl", "", domainMax=edge), axis("reward", "")
+    line_tips = {"kl": "KL, nats", "told": f"{reward} of the optimum"}
+    n_tips = {"n": "Best-of-N by gold, N", "kl": "KL, nats", "told": reward}
+    layers = [
+        {
+            "data": {"values": curve},
+            "mark": {"type": "area", "style": "ink", "opacity": 0.13},
+            "encoding": {"x": x, "y": axis("low", ""), "y2": {"field": "high"}},
+        },
+        {
+            "data": {"values": curve},
+            "mark": {"type": "line", "style": "ink-line", "point": {"opacity": 0, "size": 60}},
+            "encoding": {"x": x, "y": y, "tooltip": tips(line_tips)},
+        },
+        {
+            "data": {"values": several},
+            "mark": {"type": "line", "style": "soft-line", "point": {"style": "soft-point"}},
+            "encoding": {"x": x, "y": y, "tooltip": tips(n_tips)},
+        },
+        _ways(document["rows"], arms, looks, x, y),
+        *_ends(document, points, edge, reward),
+    ]
+    description = (
+        f"Reward against KL with the closed-form optimum, which rises from {best['reward'][0]:.2f} "
+        f"to {best['reward'][-1]:.2f} at {best['trusted_kl']:.2f} nats."
+    )
+    return figure(document["rows"], arms, [panel("", description, points, layers)])
+
+
+def win_rate(document: Document) -> Spec:
+    """Win rate against SFT and against PPO at each sampling temperature."""
+    rows: list[Row] = document["rows"]
+    baselines = {"win_rate_vs_sft": ("SFT", "sft")}
+    if document["ppo_arm"] is not None:
+        baselines["win_rate_vs_ppo"] = (f"PPO ({document['ppo_arm']})", document["ppo_arm"])
+    arms = list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "sft"))
+    names = series(rows, arms)
+    panels = []
+    for column, (against, itself) in baselines.items():
+        values = [
+            {"arm": row["arm"], "series": names[row["arm"]], "temperature": row["temperature"]}
+            | {"rate": row[column], "low": row[f"{column}_low"], "high": row[f"{column}_high"]}
+            | {"told": _shares(row, column), "of": _of(row)}
+            for row in rows
+            if row["arm"] in names and row["arm"] != itself and row[column] is not None
+        ]
+        x = axis("temperature", "sampling temperature")
+        x["axis"] = {"values": sorted({row["temperature"] for row in rows}), "format": "~r"}
+        y = axis("rate", "share of prompts won (a tie is half)", domain=[0, 1])
+        y["axis"] = {"format": ".0%"}
+        shown = {"arm": "arm", "temperature": "T", "told": f"wins vs {against}", "of": "of"}
+        layers = [
+            {"data": {"values": [{}]}, "mark": {"type": "rule", "style": "half"},
+             "encoding": {"y": {"datum": 0.5}}},
+            {
+                "mark": {"type": "area"},
+                "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"},
+                             "color": by_arm(rows, arms), "opacity": faded(0.12, 0.0)},
+            },
+            {
+                "mark": {"type": "line", "strokeWidth": 1.8},
+                "encoding": {"x": x, "y": y, "color": by_arm(rows, arms),
+                             "strokeDash": dashed(rows, arms), "opacity": faded(1.0)},
+            },
+            _marks(rows, arms, x, y, shown),
+        ]  # fmt: skip
+        description = f"Lines of each arm's win rate against {against} at each temperature."
+        panels.append(panel(f"Against {against}", description, values, layers))
+    return figure(rows, arms, panels)
+
+
+def _at_one(document: Document, reward: str) -> list[Row]:
+    rows: list[Row] = document["rows"]
+    return [r for r in rows if r["temperature"] == 1.0 and None not in (r["kl"], r[reward])]
+
+
+def _points(document: Document, reward: str) -> list[Spec]:
+    """Every arm at T = 1; one whose KL lies beyond the axis stands at its end."""
+    rows = _at_one(document, reward)
+    names = series(document["rows"], [row["arm"] for row in rows])
+    widest = 1.05 * max([row["kl_high"] or row["kl"] for row in rows if _near(row)], default=WIDEST)
+    return [
+        {"arm": row["arm"], "series": names[row["arm"]], "of": _of(row)}
+        | {"kl": min(row["kl"], widest or 1.0), "reward": row[reward]}
+        | {f"{name}_{end}": row[f"{column}_{end}"] for name, column in
+           (("kl", "kl"), ("reward", reward)) for end in ("low", "high") if _near(row)}
+        | {"kl_told": _estimate(row, "kl"), "reward_told": _estimate(row, reward)}
+        | {"wins": _shares(row, "win_rate_vs_sft")}
+        for row in rows
+    ]  # fmt: skip
+
+
+def _near(row: Row) -> bool:
+    """Whether an arm's KL lies on the axis."""
+    return (row["kl_high"] or row["kl"]) <= WIDEST
+
+
+def _edge(points: Sequence[Spec]) -> float:
+    """The end of the KL axis."""
+    return 1.02 * max([p.get("kl_high") or p["kl"] for p in points], default=1.0) or 1.0
+
+
+def _ends(document: Document, points: Sequence[Spec], edge: float, reward: str) -> list[Spec]:
+    """Points with intervals both ways."""
+    rows, arms = document["rows"], [point["arm"] for point in points]
+    x = axis("kl", "KL(π ‖ π_ref), nats a completion, T = 1", domainMin=0, domainMax=edge)
+    y = axis("reward", f"{reward}, mean, T = 1")
+    shade = {"color": by_arm(rows, arms), "opacity": faded(0.9)}
+    shown = {"arm": "arm", "reward_told": reward, "kl_told": "KL, nats"}
+    shown |= {"wins": "wins vs SFT", "of": "of"}
+    low, high = ({"field": f"kl_{end}"} for end in ("low", "high"))
+    return [
+        {"mark": "rule", "encoding": {"x": x | low, "x2": high, "y": y, **shade}},
+        {
+            "mark": "rule",
+            "encoding": {"x": x, "y": y | {"field": "reward_low"}, "y2": {"field": "reward_high"}}
+            | shade,
+        },
+        _marks(rows, arms, x, y, shown),
+    ]
+
+
+def _marks(
+    rows: Sequence[Row], arms: Sequence[str], x: Spec, y: Spec, shown: Mapping[str, str]
+) -> Spec:
+    """Points that tell the arm by colour and the method by shape."""
+    return {
+        "mark": {"type": "point", "filled": True, "size": 80},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "color": by_arm(rows, arms),
+            "shape": shaped(rows, arms),
+            "opacity": faded(1.0),
+            "tooltip": tips(shown),
+        },
+    }
+
+
+def _ways(
+    rows: Sequence[Row], arms: Sequence[str], looks: Sequence[Spec], x: Spec, y: Spec
+) -> Spec:
+    """A thin line through the looks at each arm while it trained."""
+    return {
+        "data": {"values": list(looks)},
+        "mark": {"type": "line", "strokeWidth": 1, "point": {"size": 14}},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "order": {"field": "step", "type": "quantitative"},
+            "color": by_arm(rows, arms),
+            "opacity": faded(0.55, 0.03),
+            "tooltip": tips(LOOKS_TIPS),
+        },
+    }
+
+
+def _joined(values: Sequence[Spec], edge: float, reward: str) -> Spec:
+    """Thin lines through the points of each `line`, in the order of `step`."""
+    mark: Spec = {"type": "line", "style": "way", "clip": True}
+    encoding: Spec = {
+        "x": axis("kl", "", domainMin=0, domainMax=edge),
+        "y": axis("reward", f"{reward}, mean, T = 1"),
+        "detail": {"field": "line"},
+        "order": {"field": "step", "type": "quantitative"},
+        "opacity": faded(0.55, 0.03),
+    }
+    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+
+
+def _estimate(row: Row, name: str) -> str:
+    found = text.estimate(row, name, 2)
+    return f"{found['value']} {found['interval']}".strip()
+
+
+def _shares(row: Row, name: str) -> str:
+    found = text.estimate(row, name, 1, 100.0)
+    return f"{found['value']}% {found['interval']}".strip()
+
+
+def _told(value: float, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"{value:.2f}"
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _of(row: Row) -> str:
+    return f"{row['prompts']} prompts, {row['samples']} samples"
