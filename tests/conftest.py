@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,6 +13,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 
 from betaflow.config import Params, ScratchSettings, load_params
 from betaflow.policy.loading import save_model
@@ -62,3 +65,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     save_model(model, tokenizer, folder)
     return folder
+
+
+QUIET = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+).split()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The Chromium of `BETAFLOW_CHROMIUM` or of the path, with a profile of its own."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("BETAFLOW_CHROMIUM") or next(filter(None, map(shutil.which, names)), "")
+    if not found:
+        pytest.skip("no Chromium: install it (Debian: chromium) or name it in BETAFLOW_CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=QUIET)
+        yield browser
+        browser.close()

@@ -65,7 +65,7 @@ def reward_kl(document: Document, description: str) -> Spec:
     ]
     edge = _edge(points)
     name = REWARDS[document["judge"]]
-    layers = [_joined(lines, edge, name), *_ends(document, points, edge, name)]
+    layers = [*_joined(lines, edge, name), *_ends(document, points, edge, name)]
     return figure(document["rows"], arms, [panel("", description, points, layers)])
 
 
@@ -113,7 +113,7 @@ def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec
             "mark": {"type": "line", "style": "soft-line", "point": {"style": "soft-point"}},
             "encoding": {"x": x, "y": y, "tooltip": tips(n_tips)},
         },
-        _ways(document["rows"], arms, looks, x, y),
+        *_ways(document["rows"], arms, looks, x, y),
         *_ends(document, points, edge, reward),
     ]
     description = (
@@ -235,24 +235,22 @@ def _marks(
 
 def _ways(
     rows: Sequence[Row], arms: Sequence[str], looks: Sequence[Spec], x: Spec, y: Spec
-) -> Spec:
-    """A thin line through the looks at each arm while it trained."""
-    return {
-        "data": {"values": list(looks)},
-        "mark": {"type": "line", "strokeWidth": 1, "point": {"size": 14}},
-        "encoding": {
-            "x": x,
-            "y": y,
-            "order": {"field": "step", "type": "quantitative"},
-            "color": by_arm(rows, arms),
-            "opacity": faded(0.55, 0.03),
-            "tooltip": tips(LOOKS_TIPS),
-        },
+) -> list[Spec]:
+    """A thin line through the looks at each arm while it trained; nothing without looks."""
+    encoding = {
+        "x": x,
+        "y": y,
+        "order": {"field": "step", "type": "quantitative"},
+        "color": by_arm(rows, arms),
+        "opacity": faded(0.55, 0.03),
+        "tooltip": tips(LOOKS_TIPS),
     }
+    mark = {"type": "line", "strokeWidth": 1, "point": {"size": 14}}
+    return [{"data": {"values": list(looks)}, "mark": mark, "encoding": encoding}] if looks else []
 
 
-def _joined(values: Sequence[Spec], edge: float, reward: str) -> Spec:
-    """Thin lines through the points of each `line`, in the order of `step`."""
+def _joined(values: Sequence[Spec], edge: float, reward: str) -> list[Spec]:
+    """A thin line through the points of each `line`, by `step`; nothing without points."""
     mark: Spec = {"type": "line", "style": "way", "clip": True}
     encoding: Spec = {
         "x": axis("kl", "", domainMin=0, domainMax=edge),
@@ -261,7 +259,9 @@ def _joined(values: Sequence[Spec], edge: float, reward: str) -> Spec:
         "order": {"field": "step", "type": "quantitative"},
         "opacity": faded(0.55, 0.03),
     }
-    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+    return (
+        [{"data": {"values": list(values)}, "mark": mark, "encoding": encoding}] if values else []
+    )
 
 
 def _estimate(row: Row, name: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
 from collections.abc import Callable
-from html.parser import HTMLParser
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from parsed import Page
 
 from betaflow.config import Params
 from betaflow.report.build import build, render
@@ -15,22 +19,6 @@ from betaflow.report.headline import sentences
 from betaflow.report.text import visible
 
 Workspace = Callable[..., Params]
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture
@@ -43,25 +31,64 @@ def source(workspace: Workspace, nasty: str, tmp_path: Path) -> str:
 
 def test_model_text_is_escaped(source: str) -> None:
     page = Page(source)
-    assert "<script" not in source
-    assert all(tag != "script" for tag, _ in page.tags)
+    assert source.count("<script") == len(page.scripts) == 4
     assert page.text.count('<script>alert("x")</script> & </pre>') == 3 * (1 + 6)
-    assert all(c in "\n\t" or ord(c) >= 0x20 for c in source)
+    assert all(c in "\n\t" or ord(c) >= 0x20 for c in page.text)
     assert "\u202e" not in source
     assert r"\x00\x1b[31m \u202eevil" in page.text
 
 
-def test_one_file_with_no_script_and_nothing_fetched(source: str) -> None:
+def test_model_text_in_the_scripts_data_holds_no_tag(source: str) -> None:
+    data = Page(source).scripts["samples-data"]
+    assert not set("<>&\u2028\u2029") & set(data)
+    found = json.loads(data)
+    assert len(found["prompts"]) == 6  # three of each domain
+    for prompt in found["prompts"]:
+        assert '<script>alert("x")</script> & </pre>' in prompt["text"]
+        assert [len(drawn["completions"]) for drawn in prompt["drawn"]] == [6, 6, 6]
+
+
+def test_one_file_with_nothing_fetched_and_no_script_but_its_own(source: str) -> None:
     page = Page(source)
     for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe", "object")
-        assert not any(name.startswith("on") for name in attributes)
-        for name in ("src", "href"):
-            assert attributes.get(name, "data:").startswith("data:")  # type: ignore[union-attr]
-    assert "http" not in source.replace("http-equiv", "")
+        assert tag not in ("link", "iframe", "object", "base", "form")
+        assert not any(name == "style" or name.startswith("on") for name in attributes)
+        assert attributes.get("src", "data:").startswith("data:")  # type: ignore[union-attr]
+        assert attributes.get("href", "#")[0] == "#"  # type: ignore[index]
+    assert "http" not in page.text
+    (policy,) = (a["content"] for _, a in page.tags if "http-equiv" in a)
+    assert policy is not None
+    sources = {"script": [page.scripts["1"], page.scripts["2"]], "style": [page.style]}
+    for kind, texts in sources.items():
+        digests = [b64encode(sha256(t.encode()).digest()).decode() for t in texts]
+        hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
+        assert f"{kind}-src {hashes};" in policy
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 7
     assert all(attributes["alt"] for attributes in images)
+
+
+def test_tables_and_headings_are_told_to_screen_readers(source: str) -> None:
+    page = Page(source)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("table") == tags.count("caption") > 5
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
+    levels = [int(tag[1]) for tag in tags if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    linked = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert {f"#{name}" for name in ids} >= set(linked)
+
+
+def test_the_page_says_how_it_was_made(source: str) -> None:
+    text = Page(source).text
+    for part in ("report_samples: 3", "make align", "torch", "vl-convert-python", "python"):
+        assert part in text
+    assert "base_url" not in text
 
 
 def test_page_shows_the_numbers_and_says_how_sure(source: str) -> None:
