@@ -1,4 +1,4 @@
-"""Everything under out/ -> estimates.json, metrics.json, plots, tables and the report."""
+"""Everything under out/ -> estimates.json, metrics.json, figures, tables and the report."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from betaflow.report.estimates import (
     at,
     estimates,
     inside,
+    judge_column,
     judged,
     ppo_arm,
 )
@@ -38,6 +39,14 @@ from betaflow.report.table import tidy, with_seconds, write_csv, write_tables
 from betaflow.report.tax import taxes, with_taxes
 
 IDENTITY = {"arm", *Arm.model_fields, "temperature"}
+# Of figures.csv, from which `dvc plots` draws; `reward` is the judge's.
+ENDS = ("", "_low", "_high")
+FIGURE_COLUMNS = ["arm", "method", "temperature", "prompts", "samples"]
+FIGURE_COLUMNS += [
+    f"{name}{end}"
+    for name in ("kl", "reward", "win_rate_vs_sft", "win_rate_vs_ppo")
+    for end in ENDS
+]
 
 
 def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
@@ -46,7 +55,7 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     Args:
         params: settings; read here are `compare`, `promotion` and `sample.temperatures`.
         folder: an existing folder that gets `estimates.json`, `metrics.json`, `pairwise.csv`,
-            `plots/*.png`.
+            `figures.csv` and `plots/*.png`.
         out: where the stages' outputs lie.
 
     Returns:
@@ -95,6 +104,9 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     write_json(folder / "estimates.json", document)
     write_json(folder / "metrics.json", flat_metrics(rows, temperature))
     write_csv(tidy(pairs)["rows"], PAIRWISE, folder / "pairwise.csv")
+    reward = judge_column(params.compare)
+    drawn = [row | {f"reward{end}": row[f"{reward}{end}"] for end in ENDS} for row in rows]
+    write_csv(drawn, FIGURE_COLUMNS, folder / "figures.csv")
     (folder / "plots").mkdir(exist_ok=True)
     write_plots(document, _metrics(arms, out), folder / "plots")
     write_figures(document, folder / "plots")
@@ -152,9 +164,8 @@ def with_fractions(rows: Sequence[Row], arms: Sequence[Row]) -> list[Row]:
 
     At T = 1 alone: the optimum is about a policy, which is its distribution there.
     """
-    ends = ("", "_low", "_high")
-    known = {(arm["arm"], KL_TEMPERATURE): [arm[f"fraction{end}"] for end in ends] for arm in arms}
-    names = [f"optimum_fraction{end}" for end in ends]
+    known = {(arm["arm"], KL_TEMPERATURE): [arm[f"fraction{end}"] for end in ENDS] for arm in arms}
+    names = [f"optimum_fraction{end}" for end in ENDS]
     return [
         row | dict(zip(names, known.get((row["arm"], row["temperature"]), [None] * 3), strict=True))
         for row in rows

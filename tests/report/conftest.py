@@ -15,6 +15,7 @@ from betaflow.config import Arm, Params, arms, load_params
 from betaflow.evaluation.controls import control_pairs
 from betaflow.evaluation.judges import score_judge
 from betaflow.io import write_json, write_jsonl
+from betaflow.report.build import build, render
 from betaflow.report.estimates import JUDGES
 from betaflow.report.frontier_files import write_frontier
 from betaflow.report.judgements import control_samples, judgements, no_pairs
@@ -91,80 +92,100 @@ QUALITY = {"sft": 0.0, 0.1: 2.0, 0.3: 1.9, 1.0: 1.2, 3.0: 0.6}
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Make every input under `tmp_path/out`, go there, and return its params."""
+    return maker(tmp_path, monkeypatch)
 
-    def make(**options: Any) -> Params:
-        monkeypatch.chdir(tmp_path)
-        return write_workspace(**options)
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The comparison of a workspace made with such options: a folder that tests only read."""
+
+    def make(**options: Any) -> Path:
+        folder = tmp_path_factory.mktemp("compared")
+        with pytest.MonkeyPatch.context() as patch:
+            params = maker(folder, patch)(**options)
+            (folder / "out/compare").mkdir()
+            build(params, folder / "out/compare")
+            render(params, folder / "out/compare")
+        return folder / "out/compare"
 
     return make
 
 
-def write_workspace(
-    *,
-    gold: bool = True,
-    text: str = "fine",
-    prompts: int = 40,
-    resamples: int = 200,
-    every_method: bool = False,
-    draws: int = 0,
-    held_out: int = 60,
-) -> Params:
-    """Every input under `out` of where one is, and its params."""
-    root = Path(__file__).resolve().parents[2]
-    params = load_params(root / "params.yaml")
-    # A sweep of its own: these tests name arms, whatever the default's grid is.
-    points: dict[str, dict[str, Any]] = {
-        "dpo": {"beta": [0.1, 0.3, 1.0, 3.0], "learning_rate": [0.001]},
-        "ppo": {"beta": [0.1], "learning_rate": [0.0003]},
-    }
-    if every_method:
-        points["dpo"] |= {"method": ["dpo", "ipo", "slic"], "beta": [0.1, 1.0]}
-        points["unlikelihood"] = {"alpha": [0, 0.5], "learning_rate": [0.001]}
-        points["ppo"] |= {"method": ["ppo", "ppo_gt"], "target_kl": [0, 6]}
-        points["best_of_n"] = {"n": [4, 16]}
-    sections = {}
-    for name, changes in points.items():
-        section = getattr(params, name)
-        grid = section.grid.model_copy(update=changes)
-        sections[name] = section.model_copy(update={"grid": grid})
-    params = params.model_copy(update=sections)
-    compare: dict[str, Any] = {"bootstrap": resamples, "report_samples": 3}
-    compare |= {} if gold else {"judge": "reward_model"}
-    params = params.model_copy(
-        update={
-            "compare": params.compare.model_copy(update=compare),
-            "sample": params.sample.model_copy(update={"prompts": prompts, "out_of_domain": 12}),
+def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The function that `workspace` returns."""
+
+    def make(
+        *,
+        gold: bool = True,
+        text: str = "fine",
+        prompts: int = 40,
+        resamples: int = 200,
+        every_method: bool = False,
+        draws: int = 0,
+        held_out: int = 60,
+    ) -> Params:
+        monkeypatch.chdir(tmp_path)
+        root = Path(__file__).resolve().parents[2]
+        params = load_params(root / "params.yaml")
+        # A sweep of its own: these tests name arms, whatever the default's grid is.
+        points: dict[str, dict[str, Any]] = {
+            "dpo": {"beta": [0.1, 0.3, 1.0, 3.0], "learning_rate": [0.001]},
+            "ppo": {"beta": [0.1], "learning_rate": [0.0003]},
         }
-    )
-    out = Path("out")
-    sweep = arms(params)
-    write_json(out / "arms.json", [{"name": a.name, **a.model_dump()} for a in sweep])
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    for arm in sweep:
-        quality = 1.3 if arm.stage == "ppo" else QUALITY[arm.beta or "sft"]
-        quality += {"ipo": -0.1, "slic": -0.2, "unlikelihood": 0.5}.get(arm.method, 0.0)
-        quality += (arm.n or 0) / 4
-        table = samples(params, arm, quality, gold=gold, text=text)
-        if not arm.has_model:
-            table = table[(table["temperature"] == 1.0) & (table["domain"] == "in")]
-        table.to_parquet(out / "samples" / f"{arm.name}.parquet")
-        if not arm.has_model:
-            continue
-        folder = out / arm.model_dir.relative_to("out")
-        write_json(folder / "summary.json", {**COST, "arm": arm.name})
-        write_jsonl(folder / "metrics.jsonl", metric_rows(arm))
-        write_json(out / "benchmark" / f"{arm.name}.json", benchmark(quality))
-        write_json(out / ".local/timings" / f"{arm.name}.json", {"train_seconds": 41.25})
-    write_json(out / ".local/timings/reward.json", {"train_seconds": 12.0})
-    for stage, flops in (("reward", 6e12), ("reference", 2e12)):
-        write_json(out / stage / "summary.json", {"train_flops": flops})
-    margins = np.random.default_rng(0).normal(0.5, 1.0, held_out)
-    pd.DataFrame({"id": "x", "margin": margins}).to_parquet(out / "reward/held_out.parquet")
-    write_frontier_files(params, out, draws)
-    write_judgements(params, out)
-    write_json(out / "data/statistics.json", {"kept": {"sft_train": 16000}})
-    write_json(out / "pairs/statistics.json", {"train": {"pairs": 4860}, "eval": {"pairs": 540}})
-    return params
+        if every_method:
+            points["dpo"] |= {"method": ["dpo", "ipo", "slic"], "beta": [0.1, 1.0]}
+            points["unlikelihood"] = {"alpha": [0, 0.5], "learning_rate": [0.001]}
+            points["ppo"] |= {"method": ["ppo", "ppo_gt"], "target_kl": [0, 6]}
+            points["best_of_n"] = {"n": [4, 16]}
+        sections = {}
+        for name, changes in points.items():
+            section = getattr(params, name)
+            grid = section.grid.model_copy(update=changes)
+            sections[name] = section.model_copy(update={"grid": grid})
+        params = params.model_copy(update=sections)
+        compare: dict[str, Any] = {"bootstrap": resamples, "report_samples": 3}
+        compare |= {} if gold else {"judge": "reward_model"}
+        params = params.model_copy(
+            update={
+                "compare": params.compare.model_copy(update=compare),
+                "sample": params.sample.model_copy(
+                    update={"prompts": prompts, "out_of_domain": 12}
+                ),
+            }
+        )
+        out = Path("out")
+        sweep = arms(params)
+        write_json(out / "arms.json", [{"name": a.name, **a.model_dump()} for a in sweep])
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+        for arm in sweep:
+            quality = 1.3 if arm.stage == "ppo" else QUALITY[arm.beta or "sft"]
+            quality += {"ipo": -0.1, "slic": -0.2, "unlikelihood": 0.5}.get(arm.method, 0.0)
+            quality += (arm.n or 0) / 4
+            table = samples(params, arm, quality, gold=gold, text=text)
+            if not arm.has_model:
+                table = table[(table["temperature"] == 1.0) & (table["domain"] == "in")]
+            table.to_parquet(out / "samples" / f"{arm.name}.parquet")
+            if not arm.has_model:
+                continue
+            folder = out / arm.model_dir.relative_to("out")
+            write_json(folder / "summary.json", {**COST, "arm": arm.name})
+            write_jsonl(folder / "metrics.jsonl", metric_rows(arm))
+            write_json(out / "benchmark" / f"{arm.name}.json", benchmark(quality))
+            write_json(out / ".local/timings" / f"{arm.name}.json", {"train_seconds": 41.25})
+        write_json(out / ".local/timings/reward.json", {"train_seconds": 12.0})
+        for stage, flops in (("reward", 6e12), ("reference", 2e12)):
+            write_json(out / stage / "summary.json", {"train_flops": flops})
+        margins = np.random.default_rng(0).normal(0.5, 1.0, held_out)
+        pd.DataFrame({"id": "x", "margin": margins}).to_parquet(out / "reward/held_out.parquet")
+        write_frontier_files(params, out, draws)
+        write_judgements(params, out)
+        write_json(out / "data/statistics.json", {"kept": {"sft_train": 16000}})
+        write_json(
+            out / "pairs/statistics.json", {"train": {"pairs": 4860}, "eval": {"pairs": 540}}
+        )
+        return params
+
+    return make
 
 
 def write_frontier_files(params: Params, out: Path, draws: int) -> None:
@@ -231,7 +252,7 @@ def benchmark(quality: float) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def nasty() -> str:
     """Text that a page must not obey: markup, control characters, a reordering mark."""
     return NASTY

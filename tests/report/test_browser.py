@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_workspace
 from playwright.sync_api import Browser, Page, expect
-
-from betaflow.report.build import build, render
 
 EVIL = "</script><script>window.hacked=1</script> <img src=x onerror=window.hacked=1>"
 FIGURES = ["reward_kl", "frontier", "win_rate", "training_dpo", "training_ppo", "reward_model"]
@@ -20,14 +17,8 @@ WAIT = 120_000  # ms; a busy machine draws slowly
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        params = write_workspace(text=EVIL, prompts=12, resamples=100, draws=512)
-        build(params, folder)
-        render(params, folder)
-    return folder / "report.html"
+def report(compared: Callable[..., Path]) -> Path:
+    return compared(text=EVIL, prompts=12, resamples=100, draws=512) / "report.html"
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def test_everything_twice_with_the_same_bytes(workspace: Workspace, tmp_path: Pa
     found = contents(tmp_path / "one")
     assert sorted(found) == [
         "estimates.json",
+        "figures.csv",
         "metrics.json",
         "pairwise.csv",
         "plots/alignment_tax.png",

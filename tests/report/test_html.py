@@ -13,20 +13,13 @@ from typing import Any
 import pytest
 from parsed import Page
 
-from betaflow.config import Params
-from betaflow.report.build import build, render
 from betaflow.report.headline import sentences
 from betaflow.report.text import visible
 
-Workspace = Callable[..., Params]
 
-
-@pytest.fixture
-def source(workspace: Workspace, nasty: str, tmp_path: Path) -> str:
-    params = workspace(text=nasty)
-    build(params, tmp_path)
-    render(params, tmp_path)
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def source(compared: Callable[..., Path], nasty: str) -> str:
+    return (compared(text=nasty) / "report.html").read_text(encoding="utf-8")
 
 
 def test_model_text_is_escaped(source: str) -> None:
