@@ -141,7 +141,8 @@ def win_rate(document: Document) -> Spec:
             if row["arm"] in names and row["arm"] != itself and row[column] is not None
         ]
         x = axis("temperature", "sampling temperature")
-        x["axis"] = {"values": sorted({row["temperature"] for row in rows}), "format": "~r"}
+        at = sorted({row["temperature"] for row in rows})
+        x["axis"] = {"values": at, "labelExpr": "'' + datum.value"}  # 0.25, not 0.3
         y = axis("rate", "share of prompts won (a tie is half)", domain=[0, 1])
         y["axis"] = {"format": ".0%"}
         shown = {"arm": "arm", "temperature": "T", "told": f"wins vs {against}", "of": "of"}

@@ -13,7 +13,7 @@ from betaflow.report.methods import LABELS
 from betaflow.report.plots import CURVES, Metrics, running_mean
 from betaflow.report.vega import Spec, axis, by_arm, dashed, faded, figure, panel, series, tips
 
-POINTS = 1500  # of a panel of training curves, all arms together
+POINTS = 800  # of a panel of training curves, all arms together
 
 
 def training(rows: Sequence[Row], metrics: Metrics, method: Method) -> Spec:
@@ -32,10 +32,10 @@ def training(rows: Sequence[Row], metrics: Metrics, method: Method) -> Spec:
                 if np.isfinite(smooth[at]):
                     values.append(
                         {"arm": arm, "series": names[arm], "step": found[at]["step"]}
-                        | {"value": float(f"{smooth[at]:.4g}"), "raw": float(f"{raw[at]:.4g}")}
+                        | {"value": float(f"{smooth[at]:.4g}")}
                     )
         x, y = axis("step", when), axis("value", title)
-        shown = {"arm": "arm", "step": when, "value": f"{title}, running mean", "raw": "itself"}
+        shown = {"arm": "arm", "step": when, "value": f"{title}, running mean"}
         layers = [
             {
                 "mark": {"type": "line", "strokeWidth": 1.8},

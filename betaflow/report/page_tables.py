@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from betaflow.config import Arm, trials
 from betaflow.errors import UserError
@@ -14,6 +17,7 @@ from betaflow.report.estimates import Row
 from betaflow.report.frontier_plot import alt_text
 from betaflow.report.methods import LABELS, SCORERS, STRENGTHS
 
+COLOURS = 128  # of a plot in the page
 PIXELS = 1.5  # of a plot to one of the page, for sharp screens
 # title, column, decimals, scale; the page explains them below the table
 COLUMNS = [
@@ -119,8 +123,16 @@ def images(
                 "name": name,
                 "title": title,
                 "alt": alternatives[name],
-                "data": base64.b64encode(content).decode("ascii"),
+                "data": base64.b64encode(_smaller(content)).decode("ascii"),
                 "width": int(width / PIXELS),
             }
         )
     return found
+
+
+def _smaller(content: bytes) -> bytes:
+    """A PNG of few colours, as a plot is, at a third of its size."""
+    picture = Image.open(BytesIO(content)).convert("RGB")
+    found = BytesIO()
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(found, "PNG", optimize=True)
+    return found.getvalue()
