@@ -48,7 +48,13 @@ def test_names_are_found_after_their_link() -> None:
 
 @pytest.mark.parametrize(
     ("name", "links"),
-    [("derivation.md", 20), ("training.md", 20), ("judges.md", 8), ("statistics.md", 8)],
+    [
+        ("derivation.md", 20),
+        ("training.md", 20),
+        ("judges.md", 8),
+        ("statistics.md", 8),
+        ("report.md", 5),
+    ],
 )
 def test_every_link_and_every_name_after_it_exists(repository: Path, name: str, links: int) -> None:
     page = repository / "docs" / name
