@@ -73,9 +73,12 @@ QUIET = (
 ).split()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The Chromium of `BETAFLOW_CHROMIUM` or of the path, with a profile of its own."""
+    """The Chromium of `BETAFLOW_CHROMIUM` or of the path, with a profile of its own.
+
+    For one module: while it is open, `asyncio.run` can't be called in this process.
+    """
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = os.environ.get("BETAFLOW_CHROMIUM") or next(filter(None, map(shutil.which, names)), "")
     if not found:

@@ -150,12 +150,12 @@ def win_rate(document: Document) -> Spec:
             {"data": {"values": [{}]}, "mark": {"type": "rule", "style": "half"},
              "encoding": {"y": {"datum": 0.5}}},
             {
-                "mark": {"type": "area"},
+                "mark": {"type": "area", "aria": False},
                 "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"},
                              "color": by_arm(rows, arms), "opacity": faded(0.12, 0.0)},
             },
             {
-                "mark": {"type": "line", "strokeWidth": 1.8},
+                "mark": {"type": "line", "strokeWidth": 1.8, "aria": False},
                 "encoding": {"x": x, "y": y, "color": by_arm(rows, arms),
                              "strokeDash": dashed(rows, arms), "opacity": faded(1.0)},
             },
@@ -172,19 +172,21 @@ def _at_one(document: Document, reward: str) -> list[Row]:
 
 
 def _points(document: Document, reward: str) -> list[Spec]:
-    """Every arm at T = 1; one whose KL lies beyond the axis stands at its end."""
+    """Every arm at T = 1; one whose KL lies beyond the axis stands at its end, and says so."""
     rows = _at_one(document, reward)
     names = series(document["rows"], [row["arm"] for row in rows])
     widest = 1.05 * max([row["kl_high"] or row["kl"] for row in rows if _near(row)], default=WIDEST)
-    return [
-        {"arm": row["arm"], "series": names[row["arm"]], "of": _of(row)}
-        | {"kl": min(row["kl"], widest or 1.0), "reward": row[reward]}
-        | {f"{name}_{end}": row[f"{column}_{end}"] for name, column in
-           (("kl", "kl"), ("reward", reward)) for end in ("low", "high") if _near(row)}
-        | {"kl_told": _estimate(row, "kl"), "reward_told": _estimate(row, reward)}
-        | {"wins": _shares(row, "win_rate_vs_sft")}
-        for row in rows
-    ]  # fmt: skip
+    found = []
+    for row in rows:
+        point = {"arm": row["arm"], "series": names[row["arm"]], "of": _of(row)}
+        point |= {f"reward{end}": row[f"{reward}{end}"] for end in ("", "_low", "_high")}
+        if _near(row):
+            point |= {name: row[name] for name in ("kl", "kl_low", "kl_high")}
+        else:
+            point |= {"kl": widest or 1.0, "beyond": f"KL {row['kl']:.0f} →"}
+        point |= {"kl_told": _estimate(row, "kl"), "reward_told": _estimate(row, reward)}
+        found.append(point | {"wins": _shares(row, "win_rate_vs_sft")})
+    return found
 
 
 def _near(row: Row) -> bool:
@@ -207,14 +209,26 @@ def _ends(document: Document, points: Sequence[Spec], edge: float, reward: str) 
     shown |= {"wins": "wins vs SFT", "of": "of"}
     low, high = ({"field": f"kl_{end}"} for end in ("low", "high"))
     return [
-        {"mark": "rule", "encoding": {"x": x | low, "x2": high, "y": y, **shade}},
         {
-            "mark": "rule",
+            "mark": {"type": "rule", "aria": False},
+            "encoding": {"x": x | low, "x2": high, "y": y, **shade},
+        },
+        {
+            "mark": {"type": "rule", "aria": False},
             "encoding": {"x": x, "y": y | {"field": "reward_low"}, "y2": {"field": "reward_high"}}
             | shade,
         },
         _marks(rows, arms, x, y, shown),
+        *_beyond(points, x, y),
     ]
+
+
+def _beyond(points: Sequence[Spec], x: Spec, y: Spec) -> list[Spec]:
+    """What is written beside the points whose KL lies beyond the axis."""
+    values = [point for point in points if "beyond" in point]
+    mark = {"type": "text", "style": "note", "align": "right", "dx": -9}
+    encoding = {"x": x, "y": y, "text": {"field": "beyond"}, "opacity": faded(1.0)}
+    return [{"data": {"values": values}, "mark": mark, "encoding": encoding}] if values else []
 
 
 def _marks(
@@ -246,13 +260,13 @@ def _ways(
         "opacity": faded(0.55, 0.03),
         "tooltip": tips(LOOKS_TIPS),
     }
-    mark = {"type": "line", "strokeWidth": 1, "point": {"size": 14}}
+    mark = {"type": "line", "strokeWidth": 1, "point": {"size": 14, "aria": False}, "aria": False}
     return [{"data": {"values": list(looks)}, "mark": mark, "encoding": encoding}] if looks else []
 
 
 def _joined(values: Sequence[Spec], edge: float, reward: str) -> list[Spec]:
     """A thin line through the points of each `line`, by `step`; nothing without points."""
-    mark: Spec = {"type": "line", "style": "way", "clip": True}
+    mark: Spec = {"type": "line", "style": "way", "clip": True, "aria": False}
     encoding: Spec = {
         "x": axis("kl", "", domainMin=0, domainMax=edge),
         "y": axis("reward", f"{reward}, mean, T = 1"),

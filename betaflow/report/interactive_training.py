@@ -38,12 +38,12 @@ def training(rows: Sequence[Row], metrics: Metrics, method: Method) -> Spec:
         shown = {"arm": "arm", "step": when, "value": f"{title}, running mean"}
         layers = [
             {
-                "mark": {"type": "line", "strokeWidth": 1.8},
+                "mark": {"type": "line", "strokeWidth": 1.8, "aria": False},
                 "encoding": {"x": x, "y": y, "color": by_arm(rows, arms),
                              "strokeDash": dashed(rows, arms), "opacity": faded(1.0)},
             },
             {
-                "mark": {"type": "point", "size": 60, "opacity": 0, "filled": True},
+                "mark": {"type": "point", "size": 60, "opacity": 0, "filled": True, "aria": False},
                 "encoding": {"x": x, "y": y, "color": by_arm(rows, arms), "tooltip": tips(shown)},
             },
         ]  # fmt: skip

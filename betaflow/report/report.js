@@ -68,6 +68,7 @@ const betaflow = (() => {
         way: { color: soft, strokeWidth: 1 },
         half: { color: soft, strokeDash: [2, 3] },
         accent: { color: mark },
+        note: { color: ink, fontSize: 11 },
       },
     };
   }

@@ -164,3 +164,13 @@ def test_headline_of_ppo_itself_and_of_one_prompt() -> None:
     found = " ".join(sentences(one))
     assert "80.0% (no interval)" in found
     assert "on the same prompts" not in found
+
+
+def test_a_page_of_little(compared: Callable[..., Path]) -> None:
+    """No gold reward, no held-out pair, two prompts."""
+    folder = compared(gold=False, held_out=0, prompts=2, resamples=100)
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    figures = {a["data-figure"] for _, a in page.tags if "data-figure" in a}
+    assert figures == {"reward_kl", "win_rate", "training_dpo", "training_ppo"}
+    assert set(json.loads(page.scripts["figures-data"])) == figures
+    assert "reward model's score" in page.text
