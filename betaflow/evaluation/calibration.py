@@ -25,7 +25,8 @@ def calibration(margins: ArrayLike, *, confidence: float = 0.95) -> dict[str, An
         confidence: of the intervals (Wilson's; pairs count as independent).
 
     Returns:
-        `pairs`; `accuracy` (a margin of 0 counts half); `loss` (mean -log sigma(m), nats);
+        `pairs`; `accuracy` (a margin of 0 counts half) with `low` and `high`; `loss` (mean
+        -log sigma(m), nats);
         `expected_calibration_error` (mean over pairs of |confidence - accuracy| of their bin);
         `bins`, equally many pairs each, by rising confidence: `confidence`, `accuracy` with
         `low` and `high`, `pairs`; `histogram` of the margins: `edges` (one more than `counts`).
@@ -54,9 +55,12 @@ def calibration(margins: ArrayLike, *, confidence: float = 0.95) -> dict[str, An
         )
     counts, edges = np.histogram(found, bins=HISTOGRAM)
     gaps = [abs(b["confidence"] - b["accuracy"]) * b["pairs"] for b in bins]
+    low, high = wilson(float(right.mean()), float(len(found)), confidence)
     return {
         "pairs": len(found),
         "accuracy": float(right.mean()),
+        "low": low,
+        "high": high,
         "loss": float(np.logaddexp(0, -found).mean()),
         "expected_calibration_error": sum(gaps) / len(found),
         "bins": bins,

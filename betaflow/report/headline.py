@@ -102,13 +102,23 @@ def describe(row: Row) -> str:
 
 
 def _tied(leads: Sequence[Row]) -> str:
-    level = [r["arm"] for r in leads if not _above(r["difference_low"], 0.0)]
+    """Over which arms the lead is more than chance, and how large it is, on the same prompts."""
+    level = [row for row in leads if not _above(row["difference_low"], 0.0)]
     if not leads:
         return ""
     if not level:
-        return "Its lead over every other arm is larger than chance explains."
-    first = "It is not distinguishable from " + ", ".join(level)
+        least = min(leads, key=lambda row: float(row["difference"]))
+        first = "Its lead over every other arm is larger than chance explains"
+        return f"{first}; the smallest is that over {_lead(least)}, prompt by prompt."
+    first = "It is not distinguishable from " + ", ".join(_lead(row) for row in level)
     return f"{first}: the paired difference of the win rates could as well be zero."
+
+
+def _lead(row: Row) -> str:
+    """An arm, and by how many points of win rate the best lies above it."""
+    low, high = row["difference_low"], row["difference_high"]
+    ends = "no interval" if None in (low, high) else f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{row['arm']} ({100 * row['difference']:+.1f} points {ends})"
 
 
 def _against_ppo(row: Row, baseline: str | None) -> str:

@@ -43,6 +43,7 @@ def alt_text(found: Mapping[str, Any]) -> str:
     """What the figure shows, for readers who do not see it."""
     return (
         f"Calibration curve and histogram of margins of the reward model on {found['pairs']} "
-        f"held-out pairs: accuracy {100 * found['accuracy']:.1f} %, loss {found['loss']:.3f} nats, "
+        f"held-out pairs: accuracy {100 * found['accuracy']:.1f} % [{100 * found['low']:.1f}, "
+        f"{100 * found['high']:.1f}], loss {found['loss']:.3f} nats, "
         f"expected calibration error {100 * found['expected_calibration_error']:.1f} %."
     )

@@ -12,6 +12,8 @@ def test_by_hand() -> None:
     found = calibration([2.0, -1.0, 0.0, 3.0])
     assert found["pairs"] == 4
     assert found["accuracy"] == pytest.approx(2.5 / 4)
+    # Wilson's: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.95996.
+    assert (found["low"], found["high"]) == pytest.approx((0.219427, 0.908101), abs=1e-6)
     losses = [np.log1p(np.exp(-m)) for m in (2.0, -1.0, 0.0, 3.0)]
     assert found["loss"] == pytest.approx(np.mean(losses))
     # One pair a bin, by rising confidence: |0|, |-1|, |2|, |3|.

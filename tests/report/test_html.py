@@ -143,7 +143,8 @@ def test_headline_of_a_clear_winner() -> None:
     found = " ".join(sentences(document()))
     assert "DPO at β = 0.1 (dpo-b0.1-lr0.001-s0) has the highest win rate against SFT" in found
     assert "80.0% [75.0%, 85.0%]" in found
-    assert "larger than chance explains" in found
+    assert "larger than chance explains; the smallest is that over other (+10.0 points " in found
+    assert "points [5.0, 15.0])" in found
     assert "neither is shown to be better" in found
     assert "favours PPO" not in found
 
@@ -153,7 +154,7 @@ def test_headline_admits_what_it_cannot_tell() -> None:
     unsure["leads"][0]["difference_low"] = -0.01
     found = " ".join(sentences(unsure))
     assert "no arm is shown to beat SFT" in found
-    assert "not distinguishable from other" in found
+    assert "not distinguishable from other (+10.0 points [-1.0, 15.0])" in found
     assert "PPO is preferred to it" in found
 
 
