@@ -1,7 +1,7 @@
 # betaflow: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup align track promote test lint types ui clean lock
+.PHONY: help setup align track promote rollback chat test lint types ui clean lock
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
@@ -19,8 +19,14 @@ align: setup    ## run the whole pipeline of params.yaml (what is up to date is 
 track: setup    ## fill MLflow in from the files in out/ (after its server was away)
 	@$(BIN)/python -m tasks.track
 
-promote: setup  ## register the best arm in MLflow and make it the champion (ARM=… names one)
+promote: setup  ## make the best arm the champion if it holds every rule of promotion (ARM=… names one)
 	@$(BIN)/python -m flows.promote $(if $(ARM),--arm $(ARM))
+
+rollback: setup ## make the champion before the present one champion again
+	@$(BIN)/python -m flows.rollback
+
+chat: setup     ## talk to the champion and to SFT side by side (CHAT=--help: more)
+	@$(BIN)/python -m tasks.chat $(CHAT)
 
 test: setup     ## run the tests
 	@$(BIN)/python -m pytest

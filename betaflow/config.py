@@ -498,12 +498,32 @@ class CompareSettings(Section):
         return self
 
 
+class DetectSettings(Section):
+    """The win rate that a promotion's prompts must be enough to show, and with what chance."""
+
+    win_rate: Annotated[float, Field(gt=0.5, le=1)]
+    power: Fraction
+
+
 class PromotionSettings(Section):
-    """Which arm becomes champion."""
+    """Which arm is the challenger, and the rules by which it becomes champion.
+
+    `margins`: by lm-eval task, or `default`; None: the task (or every task) has no such rule.
+    """
 
     metric: str
     temperature: NonNegative
     methods: Annotated[list[ModelMethod], Field(min_length=1)]
+    margins: dict[str, Positive | None] | None
+    kl_budget: Positive | None
+    detect: DetectSettings | None
+    seeds: Count
+
+    @model_validator(mode="after")
+    def _every_task_has_a_margin(self) -> PromotionSettings:
+        if self.margins is not None and "default" not in self.margins:
+            raise ValueError("`margins` needs `default`, for the tasks that it does not name")
+        return self
 
 
 class Params(BaseModel):

@@ -11,12 +11,8 @@ if __name__ == "__main__":  # before Prefect is imported, which reads its settin
     by_hand()
 
 import argparse
-import fcntl
-import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,10 +27,10 @@ from betaflow.errors import UserError
 from flows import comparison, environment
 from flows.display import Display, for_console
 from flows.graph import dirty_stages, open_workspace, read_graph
+from flows.lock import workspace_lock
 from flows.schedule import AGAIN, StagesFailed, run_all
 from flows.stages import GRACE, end_processes, of_workspace
 
-LOCK = Path("out/.local/align.lock")
 TEMPORARY = Path("out/.local/tmp")
 
 # What the run shows besides Prefect's log; `main` puts a real one here.
@@ -71,26 +67,6 @@ def align() -> None:
         if rows:
             create_table_artifact(table=rows, key="comparison", description="out/compare/table.csv")
             logger.info("Report: out/compare/report.html; every run: `make ui`")
-
-
-@contextmanager
-def workspace_lock(workspace: Path) -> Iterator[None]:
-    """Hold the workspace for one run. Raises `UserError` where another run has it."""
-    path = workspace / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise UserError(
-                f"another run (process {file.read().strip() or '?'}) is at work in {workspace}; "
-                "wait for it, or stop it"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,8 @@
-"""The flow `promote`: register an arm's model and move the alias `champion` to it.
+"""The flow `promote`: judge the best arm by the rules, register it, and move `champion` to it.
 
-`prefect deployment run 'promote/local'` promotes the best arm by `promotion` in params.yaml;
-`--param arm=NAME` names another. By hand: `python -m flows.promote [--arm NAME]`.
+`prefect deployment run 'promote/local'` takes the best arm by `promotion` in params.yaml;
+`--param arm=NAME` names another. By hand: `python -m flows.promote [--arm NAME]`. The rules are in
+params.yaml: promotion; docs/promotion.md explains them.
 """
 
 from __future__ import annotations
@@ -13,48 +14,75 @@ if __name__ == "__main__":  # before Prefect is imported, which reads its settin
 
 import argparse
 import sys
+from pathlib import Path
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from betaflow.config import load_params
 from betaflow.errors import UserError
 from flows import environment
-from tasks.promote import Promotion, promote_arm
+from flows.lock import workspace_lock
+from tasks import tracking
+from tasks.promote import Decision, promote_arm
 
 
 @flow(name="promote", persist_result=False)
-def promote(arm: str | None = None) -> int:
-    """Register the arm (default: the best one) and move `champion`; return the new version."""
-    done = promote_arm(load_params(), arm)
-    get_run_logger().info(_sentence(done))
-    create_markdown_artifact(_sentence(done), key="promotion")
-    print(_sentence(done))
-    return done.version
+def promote(arm: str | None = None) -> Decision:
+    """Judge an arm (default: the best one); make it champion if every rule holds.
+
+    The workspace is the current directory. A refusal is a result, not an error: see `promoted`.
+    """
+    # What it reads must not change under it.
+    with workspace_lock(Path.cwd()), tracking.reachable():
+        decision = promote_arm(load_params(), arm)
+    get_run_logger().info(decision.sentence)
+    create_markdown_artifact(decision.markdown, key="promotion")
+    return decision
 
 
-def _sentence(done: Promotion) -> str:
-    value = "not measured" if done.value is None else f"{done.value:.4g}"
-    return (
-        f"{done.arm} is version {done.version} of the registered model {done.model} and its "
-        f"champion ({done.metric}: {value}). Load it with "
-        f"mlflow.transformers.load_model('models:/{done.model}@champion')."
-    )
+def show(decision: Decision, console: Console) -> None:
+    """The rules as a table, and the decision."""
+    table = Table(title=f"{decision.arm} against {decision.against}", title_justify="left")
+    for title in ("rule", "holds", "why"):
+        table.add_column(title, overflow="fold")
+    for rule in decision.rules:
+        verdict = Text("yes", style="green") if rule.held else Text("no", style="bold red")
+        table.add_row(Text(rule.name), verdict, Text(rule.reason))
+    console.print(table)
+    console.print(Text(decision.sentence))
+    if decision.promoted:
+        uri = f"models:/{decision.model}@champion"
+        console.print(Text(f"Load it: mlflow.transformers.load_model('{uri}'). Talk: make chat"))
+        return
+    console.print(Text("The champion stays as it was. docs/promotion.md explains every rule."))
 
 
 def main() -> int:
-    """Promote by hand. Returns the exit status: 0, or 2 for a user's error."""
-    parser = argparse.ArgumentParser(prog="python -m flows.promote", description=__doc__)
+    """Promote by hand. Returns 0, 1 (refused) or 2 (a user's error)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.promote",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit status: 0 promoted, 1 refused by a rule, 2 could not be judged.",
+    )
     parser.add_argument("--arm", help="an arm's name, as in out/arms.json; default: the best one")
     arguments = parser.parse_args()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
     try:
         load_params()
         with environment.start_api():
-            promote(arguments.arm)
+            decision = promote(arguments.arm)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    show(decision, console)
+    return 0 if decision.promoted else 1
 
 
 if __name__ == "__main__":

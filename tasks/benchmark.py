@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from betaflow.config import load_params
+from betaflow.config import Params, load_params
 from betaflow.data.tokenise import Limits
 from betaflow.io import LOCAL, read_jsonl, write_json
 from betaflow.sampling.engine import open_engine
@@ -16,23 +17,26 @@ from tasks._main import run, set_threads
 
 
 def main() -> None:
-    """Load the arm's model into the engine, check it against Hugging Face, run the tasks."""
+    """Run the tasks on the arm that the command line names; write and tell."""
     params = load_params()
     arm = model_argument(__doc__, params)
-    name, folder, settings = arm.name, str(arm.model_dir), params.benchmark
+    found = benchmark(params, arm.name, arm.model_dir)
+    write_json(f"out/benchmark/{arm.name}.json", found)
+    tell(found)
+
+
+def benchmark(params: Params, name: str, folder: str | Path) -> dict[str, Any]:
+    """Load the model in `folder` into the engine, check it against Hugging Face, run the tasks."""
+    settings, trust = params.benchmark, params.model.trust_remote_code
+    about = {"arm": name, "engine": settings.engine}
     if not settings.tasks:
-        write_json(
-            f"out/benchmark/{name}.json", {"arm": name, "engine": settings.engine, "results": {}}
-        )
-        print(f"{name}: benchmark.tasks lists none")
-        return
-    trust = params.model.trust_remote_code
+        return about | {"results": {}}
     set_threads(settings.threads)
     (LOCAL / "tmp").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=LOCAL / "tmp") as cache:
         engine = open_engine(
             settings.engine,
-            folder,
+            str(folder),
             threads=settings.threads,
             precision=params.model.precision,
             batch_size=settings.batch_size,
@@ -42,15 +46,24 @@ def main() -> None:
             engine.tokenizer, read_jsonl("out/pairs/eval.jsonl")[:16], Limits.of(params.pairs)
         )
         check_engine(
-            engine, folder, chosen, tolerance=settings.logprob_tolerance, trust_remote_code=trust
+            engine,
+            str(folder),
+            chosen,
+            tolerance=settings.logprob_tolerance,
+            trust_remote_code=trust,
         )
         from betaflow.evaluation.harness import run_harness
 
-        results = run_harness(engine, settings.tasks, limit=settings.limit, cache=Path(cache))
-    write_json(f"out/benchmark/{name}.json", {"arm": name, "engine": settings.engine, **results})
-    for task, values in results["results"].items():
+        return about | run_harness(engine, settings.tasks, limit=settings.limit, cache=Path(cache))
+
+
+def tell(found: dict[str, Any]) -> None:
+    """Print a task a line."""
+    if not found["results"]:
+        print(f"{found['arm']}: benchmark.tasks lists none")
+    for task, values in found["results"].items():
         shown = (f"{key} {value:.4g}" for key, value in values.items() if "stderr" not in key)
-        print(f"{name}: {task}: {', '.join(shown)}")
+        print(f"{found['arm']}: {task}: {', '.join(shown)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from betaflow.config import Arm, Params, UnlabelledArm
+from betaflow.errors import UserError
 from betaflow.io import LOCAL
 from tasks._inputs import fingerprint, without_neutral
 
@@ -88,7 +89,7 @@ class Tracker:
         found = self.client.search_runs([self.experiment], query, max_results=1)
         if found:
             return found[0]
-        every = {TAG + "fingerprint": identity, TAG + "sweep": self.sweep, **_git_tags(), **tags}
+        every = {TAG + "fingerprint": identity, TAG + "sweep": self.sweep, **git_tags(), **tags}
         return self.client.create_run(self.experiment, tags=every, run_name=name)
 
     def arm_run(self, about: Mapping[str, Any]) -> Any:
@@ -178,7 +179,9 @@ def _artifacts() -> str | None:
     return Path("mlartifacts").resolve().as_uri() if uri().startswith("sqlite") else None
 
 
-def _git_tags() -> dict[str, str]:
+def git_tags() -> dict[str, str]:
+    """The commit that the workspace is at, and whether tracked files differ from it."""
+
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
@@ -275,6 +278,18 @@ def warn(error: Exception) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Say what MLflow could not do as a `UserError`, where nothing can be done without it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        text = f"MLflow at {uri()}: {str(error).strip() or type(error).__name__}"
+        raise UserError(_without_secrets(text)) from error
 
 
 def _without_secrets(text: str) -> str:

@@ -1,0 +1,152 @@
+"""The rules by which a challenger takes a champion's place: every one of them must hold.
+
+Each rule is a test of its own, and a challenger must pass them all, so the chance that a model
+which breaks one of them is promoted is no larger than that one test's level, however many rules
+there are (an intersection-union test: Berger 1982). No correction for many tests is needed.
+
+What was not measured does not hold. Pure functions of numbers: a rule knows no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import NamedTuple
+
+from betaflow.evaluation.bootstrap import Estimate
+from betaflow.evaluation.power import Pilot, prompts_needed
+
+AGAIN = "run `make align`"
+
+
+class Rule(NamedTuple):
+    """One rule's result: `found` and `needed` are in the rule's unit, None where there is none."""
+
+    name: str
+    held: bool
+    found: float | None
+    needed: float | None
+    reason: str
+
+
+def another_model(challenger: str | None, champion: str | None) -> Rule:
+    """The challenger's weights are not the champion's.
+
+    Args:
+        challenger, champion: fingerprints of their contents; None: there is no champion, or it has
+            no fingerprint.
+    """
+    if champion is not None and challenger == champion:
+        return Rule("another_model", False, None, None, "The challenger is the champion itself.")
+    return Rule("another_model", True, None, None, "It is another model than the champion.")
+
+
+def wins(name: str, rate: Estimate | None) -> Rule:
+    """The lower end of a win rate over the champion is above one half.
+
+    Args:
+        rate: of `win_rate` or `length_controlled_win_rate`; None: it could not be had.
+    """
+    if rate is None or not _known(rate):
+        return _missing(name, 0.5, f"no interval of the win rate could be had; {AGAIN}")
+    shown = f"It wins {_percent(rate)} of the pairs"
+    if rate.low > 0.5:
+        return Rule(name, True, rate.low, 0.5, f"{shown}: the lower end is above one half.")
+    return Rule(name, False, rate.low, 0.5, f"{shown}: the lower end is not above one half.")
+
+
+def not_worse(
+    task: str, metric: str, difference: Estimate | None, margin: float, *, higher_is_better: bool
+) -> Rule:
+    """Non-inferiority: on the same documents the challenger loses less than a margin.
+
+    Args:
+        difference: challenger less champion, as `paired_difference` gives it; None: no documents
+            of both.
+        margin: the largest loss allowed, in the metric's unit.
+        higher_is_better: of the metric; where it is not, a rise is the loss.
+    """
+    name = f"{task}/{metric}"
+    if difference is None or not _known(difference):
+        return _missing(name, -margin, f"not the same documents of both models; {AGAIN}")
+    worst = difference.low if higher_is_better else -difference.high
+    ends = f"{difference.estimate:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
+    shown = f"Its {metric} on {task} differs by {ends}"
+    if worst > -margin:
+        return Rule(name, True, worst, -margin, f"{shown}: a loss of {margin:g} is ruled out.")
+    return Rule(name, False, worst, -margin, f"{shown}: a loss of {margin:g} is not ruled out.")
+
+
+def within_budget(kl: Estimate | None, budget: float) -> Rule:
+    """The upper end of the sequence KL from the reference is within a budget, in nats."""
+    if kl is None or not _known(kl):
+        return _missing("kl", budget, f"no KL at T = 1 is among its samples; {AGAIN}")
+    shown = f"Its KL from the reference is {kl.estimate:.2f} [{kl.low:.2f}, {kl.high:.2f}] nats"
+    held = kl.high <= budget
+    verdict = "within" if held else "not within"
+    return Rule("kl", held, kl.high, budget, f"{shown}: {verdict} the budget of {budget:g}.")
+
+
+def enough_prompts(
+    prompts: int,
+    seen: Pilot | None,
+    *,
+    win_rate: float,
+    power: float,
+    confidence: float,
+) -> Rule:
+    """At least the prompts that show a win rate with a stated chance.
+
+    Args:
+        prompts: prompts with a verdict.
+        seen: `pilot` of the verdicts; None: there are none.
+        win_rate, power, confidence: as in `prompts_needed`.
+    """
+    if seen is None:
+        return _missing("prompts", None, f"there is no verdict on any prompt; {AGAIN}")
+    aim = f"a win rate of {win_rate:.0%} with chance {power:.0%}"
+    if seen.ties > 4 * win_rate * (1 - win_rate):
+        reason = f"{seen.ties:.1%} of its verdicts are ties, which leaves no room for {aim}."
+        return Rule("prompts", False, prompts, None, reason)
+    needed = prompts_needed(
+        win_rate,
+        completions=seen.completions,
+        ties=seen.ties,
+        correlation=seen.correlation,
+        power=power,
+        confidence=confidence,
+    )
+    reason = f"{prompts} prompts were judged; {needed} are needed to see {aim}."
+    if prompts < needed:
+        reason += " Raise sample.prompts (or sample.seeds)."
+    return Rule("prompts", prompts >= needed, prompts, needed, reason)
+
+
+def enough_seeds(found: int, needed: int) -> Rule:
+    """So many arms of the challenger's setting, apart from the seed, were trained and compared."""
+    reason = f"{found} training seeds of its setting were compared; {needed} are needed."
+    if found < needed:
+        reason += " List more in the method's grid in params.yaml."
+    return Rule("seeds", found >= needed, found, needed, reason)
+
+
+def controls_passed(passed: bool | None, failed: Sequence[str] = ()) -> Rule:
+    """The judge passed its controls; None: it was not put to them."""
+    if passed is None:
+        return _missing("controls", None, f"the judge in use was not put to its controls; {AGAIN}")
+    if passed:
+        return Rule("controls", True, None, None, "The judge passed its controls.")
+    reason = f"The judge failed {', '.join(failed)}: its verdicts are not to be trusted."
+    return Rule("controls", False, None, None, reason)
+
+
+def _missing(name: str, needed: float | None, why: str) -> Rule:
+    return Rule(name, False, None, needed, f"Not measured: {why}.")
+
+
+def _known(found: Estimate) -> bool:
+    return all(map(isfinite, (found.estimate, found.low, found.high)))
+
+
+def _percent(rate: Estimate) -> str:
+    return f"{rate.estimate:.1%} [{rate.low:.1%}, {rate.high:.1%}]"

@@ -1,0 +1,145 @@
+"""What a model did on the evaluation's prompts and tasks, and what that depends on.
+
+A registered version carries its own: samples, benchmark and a fingerprint of each one's inputs.
+While these are the same, a later challenger is compared with them; else the version's weights
+are fetched from the registry, and sampled or benchmarked anew by the stages' own code.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from betaflow.config import Arm, Params
+from betaflow.errors import UserError
+from betaflow.io import LOCAL, read_json, write_json
+from betaflow.report.estimates import SFT
+from betaflow.report.inputs import read_table
+from tasks._inputs import fingerprint
+from tasks._registry import FOLDER, MODEL, TAG, Registry, Version
+
+PARTS = {"samples": "samples.parquet", "benchmark": "benchmark.json"}
+# Of a model folder: what `from_pretrained` reads, and none of the tables that stages put beside it.
+KINDS = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
+# Settings by which no completion and no score differs by more than `logprob_tolerance` allows.
+NEUTRAL = {"threads", "batch_size", "logprob_tolerance"}
+
+
+class Evidence(NamedTuple):
+    """One model's samples (columns as in out/samples), lm-eval results and content fingerprint."""
+
+    name: str
+    samples: pd.DataFrame
+    benchmark: dict[str, Any]
+    content: str | None
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model and its tokenizer, without what betaflow wrote beside them."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in KINDS and path.name != "summary.json"
+    ]
+
+
+def content(folder: Path) -> str:
+    """SHA-256 of a model's files."""
+    return fingerprint(list(model_files(folder)), None)
+
+
+def inputs(params: Params) -> dict[str, str]:
+    """By part of the evidence, a fingerprint of all that it depends on apart from the model."""
+    prompts = [Path(f"out/data/prompts_{name}.jsonl") for name in ("eval", "ood")]
+    scorer = content(Path("out/reward")) if params.compare.judge == "reward_model" else None
+    sampled = {
+        "sample": params.sample.model_dump(exclude=NEUTRAL),
+        "longest": params.pairs.max_prompt_tokens,
+        "precision": params.model.precision,
+        "judge": [params.compare.judge, scorer],
+    }
+    documents = ("out/pairs/eval.jsonl", "out/pairs/text_eval.jsonl", "out/data/cloze.jsonl")
+    return {
+        "samples": fingerprint(list(prompts), sampled),
+        "benchmark": fingerprint(
+            [name for name in documents if Path(name).exists()],
+            [params.benchmark.model_dump(exclude=NEUTRAL), params.model.precision],
+        ),
+    }
+
+
+def of_arm(arm: Arm) -> Evidence:
+    """What the stages `sample` and `benchmark` left of an arm of the sweep."""
+    return Evidence(
+        arm.name,
+        read_table(Path(f"out/samples/{arm.name}.parquet")),
+        read_json(f"out/benchmark/{arm.name}.json"),
+        content(arm.model_dir),
+    )
+
+
+def write(found: Evidence, params: Params, folder: Path) -> None:
+    """Write what `of_version` reads."""
+    found.samples.to_parquet(folder / PARTS["samples"], index=False)
+    write_json(folder / PARTS["benchmark"], found.benchmark)
+    write_json(folder / "inputs.json", inputs(params))
+
+
+def of_version(params: Params, registry: Registry, version: Version) -> Evidence:
+    """The evidence of a registered version, made anew as far as its inputs changed since.
+
+    Raises:
+        UserError: it can't be made anew: another tokenizer than this sweep's, or the engine failed.
+    """
+    name = f"version {version.number}"
+    if arm := version.tags.get(f"{TAG}arm"):
+        name += f" ({arm})"
+    (LOCAL / "tmp").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=LOCAL / "tmp") as place:
+        here = Path(place).resolve()
+        kept = registry.download(version.number, FOLDER, here)
+        made_of = read_json(kept / "inputs.json") if kept else {}
+        now = inputs(params)
+        old = [part for part in PARTS if made_of.get(part) != now[part]]
+        if kept is None:
+            kept = here
+        if old:
+            print(f"{name}: its {' and '.join(old)} are of other inputs; made anew", flush=True)
+            folder = registry.download(version.number, MODEL, here)
+            _require_same_tokenizer(folder, name)
+            for part in old:
+                _make(part, folder, kept / PARTS[part])
+        return Evidence(
+            name,
+            read_table(kept / PARTS["samples"]),
+            read_json(kept / PARTS["benchmark"]),
+            version.tags.get(f"{TAG}content"),
+        )
+
+
+def _require_same_tokenizer(folder: Path | None, name: str) -> None:
+    """Stop where completions can't be scored by this sweep's reference and reward model."""
+    tokenizer = None if folder is None else folder / "tokenizer.json"
+    if tokenizer is None or not tokenizer.exists():
+        why = "was registered without its tokenizer"
+    elif tokenizer.read_bytes() != Path(f"out/{SFT}/tokenizer.json").read_bytes():
+        why = "has another tokenizer than this sweep's models"
+    else:
+        return
+    raise UserError(
+        f"the champion, {name}, {why}, so it can't be sampled beside them; give this sweep's "
+        "champions a name of their own: run.registered_model in params.yaml"
+    )
+
+
+def _make(part: str, folder: Path | None, file: Path) -> None:
+    """In a process of its own, as a stage has: an engine does not give back all that it takes."""
+    command = [sys.executable, "-m", "tasks.evaluate", part, "--model", str(folder)]
+    done = subprocess.run([*command, "--out", str(file)], check=False)
+    if done.returncode:
+        raise UserError(f"the champion's {part} could not be made anew; its message is above")

@@ -1,0 +1,182 @@
+"""The rules of `promotion` in params.yaml, put to a challenger's and a champion's evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from betaflow.config import Arm, Params, arms
+from betaflow.evaluation.alignment_tax import OF_MEAN_LOGLIKELIHOOD, paired_difference
+from betaflow.evaluation.bootstrap import Estimate
+from betaflow.evaluation.length_control import length_controlled_win_rate
+from betaflow.evaluation.power import pilot
+from betaflow.evaluation.promotion import (
+    Rule,
+    another_model,
+    controls_passed,
+    enough_prompts,
+    enough_seeds,
+    not_worse,
+    wins,
+    within_budget,
+)
+from betaflow.evaluation.win_rate import KEYS, paired, preferences
+from betaflow.io import read_json
+from betaflow.report.estimates import KL_TEMPERATURE, SFT, interval, judge_column, won
+from betaflow.report.inputs import read_table
+from tasks._evidence import Evidence
+from tasks.judge import judge
+
+JUDGEMENTS = Path("out/judgements")
+ONE_PERPLEXITY = "bits_per_byte"  # of the perplexities, which are functions of one another
+
+
+def rules(params: Params, arm: Arm, challenger: Evidence, champion: Evidence) -> list[Rule]:
+    """Every rule's result; the champion is SFT's evidence where there is none yet."""
+    settings = params.promotion
+    verdicts = judged_against(params, challenger, champion)
+    found = [another_model(challenger.content, champion.content)]
+    found += _win_rules(params, verdicts)
+    if settings.margins is not None:
+        found += _task_rules(params, challenger.benchmark, champion.benchmark)
+    if settings.kl_budget is not None:
+        found.append(within_budget(_kl(params, challenger.samples), settings.kl_budget))
+    if settings.detect is not None:
+        known = verdicts.dropna(subset="preference")
+        found.append(
+            enough_prompts(
+                int(known["prompt_id"].nunique()),
+                pilot(known["preference"], known["prompt_id"]) if len(known) else None,
+                **settings.detect.model_dump(),
+                confidence=params.compare.confidence,
+            )
+        )
+    found.append(enough_seeds(len(_siblings(params, arm)), settings.seeds))
+    return [*found, _controls(params)]
+
+
+def judged_against(params: Params, challenger: Evidence, champion: Evidence) -> pd.DataFrame:
+    """The judge's preferences for the challenger, on the same prompts and seeds.
+
+    Returns:
+        In domain, at `promotion.temperature`: prompt_id, preference (NaN: no verdict), and both
+        completions' tokens, `completion_tokens_a` the challenger's.
+    """
+    a, b = (_in_question(params, one.samples) for one in (challenger, champion))
+    score = judge_column(params.compare)
+    pairs = paired(a, b, ["completion", "completion_tokens", score])
+    if params.compare.judge != "llm":
+        return pairs.assign(preference=preferences(pairs[f"{score}_a"], pairs[f"{score}_b"]))
+    if champion.name == SFT:
+        return pairs.merge(_verdicts(challenger.name), on=KEYS, how="left")
+    # Of a champion from elsewhere nothing was asked yet; answers are kept, and asked for once.
+    told, _ = judge(pairs.assign(prompt=a["prompt"].to_numpy()), params.compare)
+    return pairs.assign(preference=told["preference"].to_numpy())
+
+
+def _verdicts(arm: str) -> pd.DataFrame:
+    """What the language model said of an arm against SFT in the stage `judge`."""
+    told = read_table(JUDGEMENTS / "verdicts.parquet")
+    own = told[(told["arm"] == arm) & (told["baseline"] == SFT)]
+    return own[[*KEYS, "preference"]]
+
+
+def _in_question(params: Params, samples: pd.DataFrame) -> pd.DataFrame:
+    inside = samples["domain"] == "in"
+    return samples[inside & (samples["temperature"] == params.promotion.temperature)]
+
+
+def _win_rules(params: Params, verdicts: pd.DataFrame) -> list[Rule]:
+    controlled = length_controlled_win_rate(
+        verdicts["preference"],
+        verdicts["completion_tokens_a"],
+        verdicts["completion_tokens_b"],
+        verdicts["prompt_id"],
+        resamples=params.compare.bootstrap,
+        confidence=params.compare.confidence,
+        seed=params.compare.seed,
+    )
+    return [
+        wins("win_rate", won(verdicts, params.compare)),
+        wins("length_controlled_win_rate", controlled),
+    ]
+
+
+def _kl(params: Params, samples: pd.DataFrame) -> Estimate:
+    inside = samples["domain"] == "in"
+    own = samples[inside & (samples["temperature"] == KL_TEMPERATURE)]
+    return interval(own["kl"], own["prompt_id"], params.compare)
+
+
+def _task_rules(
+    params: Params, challenger: Mapping[str, Any], champion: Mapping[str, Any]
+) -> list[Rule]:
+    """A rule for each task and metric that both have by document, or that one of them lacks."""
+    margins = params.promotion.margins or {}
+    ours, theirs = (one.get("documents", {}) for one in (challenger, champion))
+    # A group of tasks has no documents of its own: its tasks do, under their names.
+    groups = {task for one in (challenger, champion) if ours for task in one.get("results", {})}
+    lacking = set(params.benchmark.tasks) - set(ours) - groups
+    found = []
+    for task in sorted({*ours, *theirs, *lacking}):
+        margin = margins.get(task, margins["default"])
+        if margin is None:
+            continue
+        better = challenger.get("higher_is_better", {}).get(task, {})
+        for metric, difference in _differences(params, ours.get(task), theirs.get(task)):
+            up = better.get(metric, better.get(metric.partition("_")[0], True))
+            found.append(not_worse(task, metric, difference, margin, higher_is_better=up))
+    return found
+
+
+def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, Estimate | None]]:
+    """By metric, challenger less champion; None where they can't be paired."""
+    if ours is None or theirs is None or ours["hash"] != theirs["hash"]:
+        yield "documents", None
+        return
+    redundant = set(OF_MEAN_LOGLIKELIHOOD) - {ONE_PERPLEXITY}
+    names = {*ours["results"], *theirs["results"]}
+    for metric in sorted(names - redundant if ONE_PERPLEXITY in names else names):
+        a, b = (np.asarray(one["results"].get(metric, [])) for one in (ours, theirs))
+        if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+            yield metric, None
+            continue
+        yield (
+            metric,
+            paired_difference(
+                a,
+                b,
+                metric,
+                resamples=params.compare.bootstrap,
+                confidence=params.compare.confidence,
+                seed=params.compare.seed,
+            ).difference,
+        )
+
+
+def _siblings(params: Params, arm: Arm) -> list[Arm]:
+    """The compared arms of the same setting, apart from the seed; the arm itself among them."""
+    compared = {row["arm"] for row in read_json("out/compare/estimates.json")["rows"]}
+    setting = arm.model_copy(update={"seed": None})
+    return [
+        other
+        for other in arms(params)
+        if other.name in compared and other.model_copy(update={"seed": None}) == setting
+    ]
+
+
+def _controls(params: Params) -> Rule:
+    """Of the judge in use; another's controls say nothing about it."""
+    if not (JUDGEMENTS / "summary.json").exists():
+        return controls_passed(None)
+    about = read_json(JUDGEMENTS / "summary.json")
+    llm = params.compare.llm if params.compare.judge == "llm" else None
+    if (about["judge"], about["model"]) != (params.compare.judge, llm.model if llm else None):
+        return controls_passed(None)
+    if all(row["passed"] is None for row in about["controls"]["rows"]):
+        return controls_passed(None)
+    return controls_passed(about["controls"]["passed"], about["controls"]["failed"])

@@ -1,0 +1,112 @@
+"""Making a version: an arm's weights, its model card and its evidence, whole before it is known."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from betaflow.config import Arm, Params
+from betaflow.io import LOCAL
+from tasks._evidence import Evidence, inputs, model_files, write
+from tasks._registry import FOLDER, REPLACES, TAG, Registry
+
+CARD = "README.md"
+
+
+def register(
+    params: Params,
+    registry: Registry,
+    arm: Arm,
+    run_id: str,
+    summary: Mapping[str, Any],
+    found: Evidence,
+    card: str,
+) -> int:
+    """A version with these weights, this evidence and this card; its number.
+
+    One that holds the same already, and never became champion, gets the new card: weights are
+    not copied again each time a challenger is refused.
+    """
+    tags = {
+        f"{TAG}arm": arm.name,
+        f"{TAG}fingerprint": summary["fingerprint"],
+        f"{TAG}content": str(found.content),
+        **{f"{TAG}inputs.{part}": value for part, value in inputs(params).items()},
+    }
+    (LOCAL / "tmp").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=LOCAL / "tmp") as place:
+        file = Path(place, CARD)
+        file.write_text(card, encoding="utf-8")
+        same = _unused(registry, tags)
+        if same is not None:
+            registry.client.log_model_artifact(same.model_id, str(file))
+            return int(same.version)
+        (evidence := Path(place, FOLDER)).mkdir()
+        write(found, params, evidence)
+        logged = _log_weights(params, arm, run_id, summary, Path(place))
+        registry.client.log_model_artifact(logged.model_id, str(file))
+        registry.client.log_model_artifacts(logged.model_id, str(evidence), FOLDER)
+    _create(registry)
+    version = registry.client.create_model_version(
+        registry.model, logged.model_uri, run_id, tags=tags, model_id=logged.model_id
+    )
+    return int(version.version)
+
+
+def _unused(registry: Registry, tags: Mapping[str, str]) -> Any:
+    """The newest version with these tags that was never about to become champion."""
+    found = registry.client.search_model_versions(f"name = '{registry.model}'")
+    fit = [
+        one
+        for one in found
+        if one.model_id
+        and REPLACES not in one.tags
+        and all(one.tags.get(key) == value for key, value in tags.items())
+    ]
+    return max(fit, key=lambda one: int(one.version), default=None)
+
+
+def _log_weights(
+    params: Params, arm: Arm, run_id: str, summary: Mapping[str, Any], place: Path
+) -> Any:
+    """Copy the model's files into the run's store, byte for byte, in MLflow's format."""
+    os.environ.setdefault("MLFLOW_TRANSFORMERS_DISABLE_HUB", "true")
+    import mlflow
+
+    # It looks on the hub for the model's card and licence, and says at length that there is none.
+    logging.getLogger("mlflow.transformers").setLevel(logging.ERROR)
+    folder = place / arm.name
+    folder.mkdir()
+    for path in model_files(arm.model_dir):
+        (folder / path.name).symlink_to(path.resolve())
+    with mlflow.start_run(run_id=run_id):
+        return mlflow.transformers.log_model(
+            transformers_model=str(folder),
+            name="promotion",
+            task="text-generation",
+            metadata={"betaflow": json.dumps(dict(summary))},
+            pip_requirements=_requirements(),
+        )
+
+
+def _create(registry: Registry) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry.client.create_registered_model(registry.model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _requirements() -> list[str]:
+    """What the model needs to be loaded: pinned to what it was made with."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "accelerate", "safetensors", "tokenizers")
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
