@@ -16,6 +16,7 @@ from tasks._evidence import Evidence, inputs, model_files, write
 from tasks._registry import FOLDER, REPLACES, TAG, Registry
 
 CARD = "README.md"
+LOGGED = "models:/"  # what the address of a logged model begins with, before its id
 
 
 def register(
@@ -44,7 +45,7 @@ def register(
         file.write_text(card, encoding="utf-8")
         same = _unused(registry, tags)
         if same is not None:
-            registry.client.log_model_artifact(same.model_id, str(file))
+            registry.client.log_model_artifact(same.source.removeprefix(LOGGED), str(file))
             return int(same.version)
         (evidence := Path(place, FOLDER)).mkdir()
         write(found, params, evidence)
@@ -64,7 +65,7 @@ def _unused(registry: Registry, tags: Mapping[str, str]) -> Any:
     fit = [
         one
         for one in found
-        if one.model_id
+        if one.source.startswith(LOGGED)  # not of a run's artifacts, as older versions are
         and REPLACES not in one.tags
         and all(one.tags.get(key) == value for key, value in tags.items())
     ]

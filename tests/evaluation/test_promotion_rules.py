@@ -1,0 +1,104 @@
+"""Each rule of a promotion: what holds, what does not, and what was not measured never does."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from betaflow.evaluation import paired_difference, pilot
+from betaflow.evaluation.bootstrap import UNKNOWN, Estimate
+from betaflow.evaluation.promotion import (
+    another_model,
+    controls_passed,
+    enough_prompts,
+    enough_seeds,
+    not_worse,
+    wins,
+    within_budget,
+)
+
+NOTHING = [None, UNKNOWN, UNKNOWN._replace(estimate=0.9), Estimate(0.9, 0.1, 0.8, math.inf)]
+
+
+def between(low: float, middle: float, high: float) -> Estimate:
+    return Estimate(middle, 0.1, low, high)
+
+
+@pytest.mark.parametrize(
+    ("low", "held"), [(0.5001, True), (0.5, False), (0.4999, False), (0.0, False)]
+)
+def test_a_win_rate_s_lower_end_must_be_above_one_half(low: float, held: bool) -> None:
+    rule = wins("win_rate", between(low, 0.7, 0.9))
+    assert (rule.held, rule.found, rule.needed) == (held, low, 0.5)
+    assert "70.0% [" in rule.reason
+
+
+@pytest.mark.parametrize("found", NOTHING)
+def test_what_was_not_measured_does_not_hold_and_says_what_to_do(found: Estimate | None) -> None:
+    for rule in (
+        wins("win_rate", found),
+        not_worse("quiz", "acc", found, 0.1, higher_is_better=True),
+        within_budget(found, 10.0),
+    ):
+        assert not rule.held
+        assert rule.found is None
+        assert rule.reason.startswith("Not measured: ")
+        assert rule.reason.endswith("run `make align`.")
+
+
+@pytest.mark.parametrize(
+    ("ends", "up", "held"),
+    [
+        ((-0.04, 0.0, 0.04), True, True),
+        ((-0.05, 0.0, 0.04), True, False),  # a loss of the margin itself is not ruled out
+        ((-0.06, 0.0, 0.9), True, False),  # however much the best case gains
+        ((-0.9, 0.0, 0.04), False, True),  # perplexity: a rise is the loss
+        ((-0.9, 0.0, 0.06), False, False),
+    ],
+)
+def test_no_loss_of_the_margin(ends: tuple[float, float, float], up: bool, held: bool) -> None:
+    rule = not_worse("quiz", "acc", between(*ends), 0.05, higher_is_better=up)
+    assert (rule.name, rule.held, rule.needed) == ("quiz/acc", held, -0.05)
+
+
+def test_documents_decide_how_small_a_loss_can_be_ruled_out() -> None:
+    """The same answers on 20 documents rule out little, on 2,000 nearly everything."""
+    for count, held in ((20, False), (2000, True)):
+        same = paired_difference([1.0, 0.0] * count, [1.0, 0.0] * count, "acc").difference
+        assert not_worse("quiz", "acc", same, 0.01, higher_is_better=True).held is held
+
+
+def test_the_upper_end_of_the_kl_is_what_must_fit() -> None:
+    assert within_budget(between(1.0, 2.0, 3.0), 3.0).held
+    assert not within_budget(between(1.0, 2.0, 3.1), 3.0).held
+    assert within_budget(between(0.0, 0.0, 0.0), 3.0).held
+
+
+def test_prompts_are_those_that_show_the_win_rate() -> None:
+    seen = pilot([1.0, 0.0] * 97)
+    aim = {"win_rate": 0.6, "power": 0.8, "confidence": 0.95}
+    rule = enough_prompts(194, seen, **aim)  # as tests/evaluation/test_power.py has it
+    assert (rule.held, rule.found, rule.needed) == (True, 194, 194)
+    rule = enough_prompts(193, seen, **aim)
+    assert not rule.held
+    assert "Raise sample.prompts" in rule.reason
+    assert enough_prompts(0, None, **aim).reason.startswith("Not measured")
+
+
+def test_all_ties_leave_no_room_for_a_win_rate() -> None:
+    rule = enough_prompts(500, pilot([0.5] * 500), win_rate=0.6, power=0.8, confidence=0.95)
+    assert not rule.held
+    assert "100.0% of its verdicts are ties" in rule.reason
+
+
+def test_seeds_controls_and_identity() -> None:
+    assert enough_seeds(3, 3).held
+    assert not enough_seeds(2, 3).held
+    assert controls_passed(True).held
+    assert controls_passed(False, ["null", "longest"]).reason.startswith("The judge failed null, l")
+    assert not controls_passed(False, ["null"]).held
+    assert not controls_passed(None).held
+    assert another_model("a", "b").held
+    assert another_model("a", None).held
+    assert not another_model("a", "a").held

@@ -1,0 +1,128 @@
+"""Promotions as processes of their own, to be killed or raced: forked, so that imports are once.
+
+Run in a workspace: `python promotion_trial.py kill|race`; prints what came of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+# Here and not in every child: what the work imports only when it comes to it.
+from mlflow import MlflowClient
+
+from betaflow.config import load_params
+from tasks import _claim
+from tasks._registry import REPLACES, Registry
+from tasks.promote import promote_arm
+
+GOOD, BETTER, SAME = sys.argv[2:5]
+# The methods of MLflow's client during which a promotion is killed, in the order of their calls;
+# of some only the calls about what is named, and whether the call is done before.
+POINTS: list[tuple[str, str, bool]] = [
+    ("log_model_artifacts", "", False),  # weights logged, without their evidence
+    ("create_model_version", "", False),
+    ("create_model_version", "", True),  # known, with neither alias nor decision
+    ("set_registered_model_alias", "challenger", True),
+    ("set_registered_model_tag", _claim.CLAIM, True),
+    ("set_model_version_tag", REPLACES, True),
+    ("set_registered_model_alias", "champion", False),
+    ("set_registered_model_alias", "champion", True),  # champion, its claim left behind
+]
+
+
+def fork(work: Callable[[], Any]) -> int:
+    """Start a process that does some work; it has no connection of this one's."""
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            status = int(work())
+        finally:
+            os._exit(status)
+    return child
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at(method: str, about: str, done: bool) -> None:
+    real = getattr(MlflowClient, method)
+
+    def deadly(self: MlflowClient, *arguments: Any, **named: Any) -> Any:
+        ours = any(str(one).startswith(about) for one in arguments)
+        if ours and done:
+            real(self, *arguments, **named)
+        if ours:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *arguments, **named)
+
+    setattr(MlflowClient, method, deadly)
+
+
+def promote(arm: str) -> int:
+    return 0 if promote_arm(load_params(), arm).promoted else 1
+
+
+def champion() -> tuple[int, str]:
+    """The champion's number, and the arm that it holds, as the database has them."""
+    query = """select a.version, t.value from registered_model_aliases a
+        join model_version_tags t on t.name = a.name and t.version = a.version
+        where a.alias = 'champion' and t.key = 'betaflow.arm'"""
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        ((number, arm),) = database.execute(query).fetchall()
+    return number, arm
+
+
+def tell(*facts: Any) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def kill() -> None:
+    _claim.PATIENCE = 1.0
+    assert ended(fork(lambda: promote(GOOD))) == 0
+    for point in POINTS:
+
+        def cut(point: tuple[str, str, bool] = point) -> int:
+            kill_at(*point)
+            return promote(BETTER)
+
+        assert ended(fork(cut)) == -signal.SIGKILL, point
+        tell(*champion())
+
+
+def race() -> None:
+    """Two whole promotions, of two arms, that meet where the champion is moved."""
+    assert ended(fork(lambda: promote(GOOD))) == 0
+    (one_waits, one_says), (two_waits, two_says) = os.pipe(), os.pipe()
+    real = Registry.move_champion
+
+    def meeting(mine: int, theirs: int) -> Callable[..., None]:
+        def move(self: Registry, to: int, *, instead_of: int | None) -> None:
+            os.write(theirs, b"x")
+            os.read(mine, 1)
+            real(self, to, instead_of=instead_of)
+
+        return move
+
+    def run(arm: str, mine: int, theirs: int) -> int:
+        Registry.move_champion = meeting(mine, theirs)  # type: ignore[method-assign]
+        return promote(arm)
+
+    children = {
+        BETTER: fork(lambda: run(BETTER, one_waits, two_says)),
+        SAME: fork(lambda: run(SAME, two_waits, one_says)),
+    }
+    tell({arm: ended(child) for arm, child in children.items()})
+    tell(*champion())
+
+
+if __name__ == "__main__":
+    {"kill": kill, "race": race}[sys.argv[1]]()

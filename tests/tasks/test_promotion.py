@@ -1,0 +1,408 @@
+"""Promotion with a real MLflow: what becomes champion, what does not and why, and back again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from promotions import BETTER, GOOD, SAME, benchmark, judged, make_sweep
+
+from betaflow.config import Params, load_params
+from betaflow.errors import UserError
+from betaflow.io import write_json, write_jsonl
+from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
+from tasks import _claim, _registry, tracking
+from tasks._evidence import Evidence, model_files, of_version
+from tasks._registry import Registry
+from tasks._rules import rules
+from tasks.promote import Decision, promote_arm
+from tasks.rollback import roll_back
+from tasks.sample import samples
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: its schema takes seconds to make."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = tmp_path_factory.mktemp("database")
+    SqlAlchemyStore(f"sqlite:///{folder}/mlflow.db", str(folder))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def sweep(
+    database: Path,
+    tiny: Path,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Params:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(database, "mlflow.db")
+    return make_sweep(tmp_path, tiny, repository)
+
+
+def registry() -> Registry:
+    return Registry(tracking.client(), "betaflow")
+
+
+def champion() -> int | None:
+    found = registry().holder("champion")
+    return None if found is None else found.number
+
+
+def failed(decision: Decision) -> set[str]:
+    return {rule.name for rule in decision.rules if not rule.held}
+
+
+def change(params: Params, **promotion: Any) -> Params:
+    rules = params.promotion.model_copy(update=promotion)
+    return params.model_copy(update={"promotion": rules})
+
+
+def test_a_good_arm_becomes_champion_whole_and_with_its_card(sweep: Params) -> None:
+    decision = promote_arm(sweep, GOOD)
+    assert decision.promoted, decision.markdown
+    assert (decision.version, decision.against, decision.replaced) == (1, "sft", None)
+    assert {rule.name for rule in decision.rules} == {
+        "another_model", "win_rate", "length_controlled_win_rate", "quiz/acc", "kl", "prompts",
+        "seeds", "controls",
+    }  # fmt: skip
+    assert champion() == 1
+    assert registry().holder("challenger") is None
+
+    client = tracking.client()
+    version = client.get_model_version("betaflow", "1")
+    assert version.tags["betaflow.decision"] == "accepted"
+    assert version.tags["betaflow.rule.kl"].startswith("held: Its KL from the reference is ")
+    assert "| win_rate | yes |" in version.description
+    run = client.get_run(version.run_id).data.tags
+    assert run["betaflow.decision"] == "accepted"
+    assert run["betaflow.version"] == "1"
+    assert run["betaflow.arm"] == GOOD
+
+    import mlflow
+
+    place = Path("fetched")
+    place.mkdir()
+    whole = Path(mlflow.artifacts.download_artifacts("models:/betaflow@champion", dst_path=place))
+    card = (whole / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["pipeline_tag"] == "text-generation"
+    assert "dpo" in front["tags"]
+    for part in ("git commit", "dvc.lock", "| quiz/acc | yes |", "## Limits", "learning_rate:"):
+        assert part in card
+    assert str(Path.cwd()) not in card
+    # What vLLM serves: the very files that the stages `sample` and `benchmark` loaded.
+    arm = Path("out/dpo", GOOD)
+    assert {p.name: p.read_bytes() for p in model_files(whole / "model")} == {
+        p.name: p.read_bytes() for p in model_files(arm)
+    }
+    found = mlflow.transformers.load_model("models:/betaflow@champion")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.equal(found.model(ids).logits, load_policy(arm)(ids).logits)
+    assert found.tokenizer("the plot").input_ids == load_tokenizer(arm)("the plot").input_ids
+
+
+def test_better_ones_take_over_and_rollback_leads_back(sweep: Params) -> None:
+    with pytest.raises(UserError, match=r"no champion to roll back; `make promote`"):
+        roll_back(sweep)
+    assert promote_arm(sweep, GOOD).promoted
+    second = promote_arm(sweep)  # the first of the two with the highest win rate
+    assert second.promoted, second.markdown
+    assert (second.arm, second.against) == (BETTER, f"version 1 ({GOOD})")
+    assert (champion(), second.replaced) == (2, 1)
+
+    # A champion against itself: by its name, and by the numbers.
+    itself = promote_arm(sweep)
+    assert not itself.promoted
+    assert {"another_model", "win_rate", "length_controlled_win_rate"} <= failed(itself)
+    (rate,) = [rule for rule in itself.rules if rule.name == "win_rate"]
+    assert (rate.found, rate.needed) == (0.5, 0.5)
+    assert champion() == 2
+
+    # Another model that is no better; it stays challenger, and is not copied again.
+    same = promote_arm(sweep, SAME)
+    assert failed(same) == {"win_rate", "length_controlled_win_rate"}
+    assert registry().holder("challenger") == registry().version(same.version)
+    tags = registry().version(same.version).tags  # type: ignore[union-attr]
+    assert tags["betaflow.decision"] == "refused"
+    assert tags["betaflow.rule.win_rate"].startswith("failed: It wins ")
+    assert promote_arm(sweep, SAME).version == same.version
+    assert champion() == 2
+
+    back = roll_back(sweep)
+    assert (back.was, back.version, champion()) == (2, 1, 1)
+    with pytest.raises(UserError, match="version 1 of betaflow is the first champion"):
+        roll_back(sweep)
+    assert champion() == 1
+    # The way leads on from here: once more, and back.
+    again = promote_arm(sweep)
+    assert again.promoted
+    assert again.version not in (1, 2)
+    assert roll_back(sweep).version == 1
+    tracking.client().delete_model_version("betaflow", "2")
+    assert promote_arm(sweep).promoted
+
+
+def test_every_reason_to_refuse(sweep: Params) -> None:
+    strict = change(sweep, kl_budget=1.0, seeds=2, margins={"default": 0.001})
+    write_json(f"out/benchmark/{GOOD}.json", benchmark(GOOD, right=60))
+    judged(Path("out"), "null")
+    decision = promote_arm(strict, GOOD)
+    assert failed(decision) == {"quiz/acc", "kl", "seeds", "controls"}
+    assert champion() is None
+    assert registry().holder("challenger").number == decision.version  # type: ignore[union-attr]
+    assert "**no** | The judge failed null" in decision.markdown
+    # Each rule that may be null is then not asked for.
+    judged(Path("out"))
+    lax = change(strict, kl_budget=None, margins=None, detect=None, seeds=1)
+    decision = promote_arm(lax, GOOD)
+    assert decision.promoted
+    assert {rule.name for rule in decision.rules} == {
+        "another_model", "win_rate", "length_controlled_win_rate", "seeds", "controls",
+    }  # fmt: skip
+
+
+def evidence(name: str, **changes: Any) -> Evidence:
+    table = pd.read_parquet(f"out/samples/{name}.parquet").assign(**changes)
+    return Evidence(name, table, benchmark(name), name)
+
+
+def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
+    from betaflow.config import arms
+
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+
+    def missing(challenger: Evidence, other: Evidence) -> set[str]:
+        found = rules(sweep, arm, challenger, other)
+        return {rule.name for rule in found if "Not measured" in rule.reason and not rule.held}
+
+    sft, good = evidence("sft"), evidence(GOOD)
+    assert missing(good, sft) == set()
+    assert missing(evidence(GOOD, kl=float("nan")), sft) == {"kl"}
+    assert missing(evidence(GOOD, gold_reward=float("nan")), sft) == {
+        "win_rate", "length_controlled_win_rate", "prompts",
+    }  # fmt: skip
+    old = {"arm": GOOD, "results": {"quiz": {"acc": 0.8}}}  # of before documents were kept
+    assert missing(good._replace(benchmark=old), sft) == {"quiz/documents"}
+    assert missing(good, sft._replace(benchmark=old)) == {"quiz/documents"}
+    others = benchmark(GOOD)
+    others["documents"]["quiz"]["hash"] = "other documents"
+    assert missing(good._replace(benchmark=others), sft) == {"quiz/documents"}
+    infinite = benchmark(GOOD)
+    infinite["documents"]["quiz"]["results"]["acc"][3] = float("nan")
+    assert missing(good._replace(benchmark=infinite), sft) == {"quiz/acc"}
+    none = {"arm": GOOD, "results": {}}
+    assert missing(good._replace(benchmark=none), sft._replace(benchmark=none)) == {
+        "quiz/documents"
+    }
+    judged(Path("out"))
+    summary = Path("out/judgements/summary.json")
+    summary.write_text(summary.read_text().replace('"gold"', '"reward_model"'))
+    assert missing(good, sft) == {"controls"}
+    summary.unlink()
+    assert missing(good, sft) == {"controls"}
+
+
+def test_a_champion_of_other_inputs_is_sampled_anew(
+    sweep: Params, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote_arm(sweep, GOOD).promoted
+    version = registry().holder("champion")
+    assert version is not None
+    kept = of_version(sweep, registry(), version)
+    pd.testing.assert_frame_equal(kept.samples, pd.read_parquet(f"out/samples/{GOOD}.parquet"))
+
+    save_model(load_reward_model(tiny, new_head_seed=1), load_tokenizer(tiny), Path("out/reward"))
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["sample"] |= {"max_new_tokens": 5, "prompts": 4}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    params = load_params()
+    write_jsonl("out/data/prompts_ood.jsonl", [{"id": "o", "prompt": "the book was"}])
+    shutil.rmtree(f"out/dpo/{GOOD}")  # the registry alone has it
+    made = of_version(params, registry(), version)
+    assert "its samples are of other inputs; made anew" in capsys.readouterr().out
+    assert made.benchmark == kept.benchmark
+    assert made.content == kept.content
+    assert set(made.samples["completion_tokens"]) <= set(range(6))
+    assert made.samples["prompt_id"].nunique() == 4
+    from mlflow.artifacts import download_artifacts
+
+    expected = samples(params, "x", download_artifacts("models:/betaflow@champion/model"))
+    pd.testing.assert_frame_equal(made.samples, expected)
+
+    tokenizer = Path("out/sft/tokenizer.json")
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    with pytest.raises(UserError, match=r"another tokenizer .*run.registered_model"):
+        of_version(params, registry(), version)
+
+
+def test_an_arm_trained_again_is_refused_before_anything_is_registered(sweep: Params) -> None:
+    summary = Path(f"out/dpo/{GOOD}/summary.json")
+    summary.write_text(summary.read_text().replace('"0000', '"1000'))
+    with pytest.raises(UserError, match="trained again after the comparison"):
+        promote_arm(sweep, GOOD)
+    assert tracking.client().search_registered_models() == []
+
+
+def test_a_claim_that_is_left_behind_is_waited_for_and_taken_away(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert promote_arm(sweep, GOOD).promoted
+    client, left = tracking.client(), f"{_claim.CLAIM}dead"
+    client.set_registered_model_tag("betaflow", left, "")
+    waited: list[float] = []
+    monkeypatch.setattr(_claim.time, "sleep", waited.append)
+    monkeypatch.setattr(_claim, "PATIENCE", 0.05)
+    assert promote_arm(sweep, BETTER).promoted
+    assert waited
+    assert client.get_registered_model("betaflow").tags == {}
+
+
+def test_a_claim_held_too_long_moves_nothing(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert promote_arm(sweep, GOOD).promoted
+    monkeypatch.setattr(_claim, "HASTE", -1.0)
+    with pytest.raises(UserError, match="too slowly"):
+        promote_arm(sweep, BETTER)
+    assert champion() == 1
+    assert tracking.client().get_registered_model("betaflow").tags == {}
+    monkeypatch.undo()
+
+
+def test_a_champion_that_changed_meanwhile_is_not_replaced(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert promote_arm(sweep, GOOD).promoted
+    real = Registry.move_champion
+
+    def late(self: Registry, to: int, *, instead_of: int | None) -> None:
+        # By hand, in MLflow's UI, while the promotion was at work.
+        self.client.set_registered_model_alias(self.model, "champion", str(to))
+        real(self, to, instead_of=instead_of)
+
+    monkeypatch.setattr(_registry.Registry, "move_champion", late)
+    decision = promote_arm(sweep, BETTER)
+    assert failed(decision) == {"same_champion"}
+    assert "changed meanwhile (now: version 2)" in decision.rules[-1].reason
+    assert registry().version(2).tags["betaflow.decision"] == "refused"  # type: ignore[union-attr]
+
+
+def trial(kind: str) -> list[Any]:
+    """What `promotion_trial.py` told."""
+    script = Path(__file__).with_name("promotion_trial.py")
+    done = subprocess.run(
+        [sys.executable, str(script), kind, GOOD, BETTER, SAME],
+        env=os.environ | {"PYTHONPATH": str(script.parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+
+
+def test_a_promotion_that_is_killed_leaves_the_old_champion(sweep: Params) -> None:
+    """SIGKILL at each step: the old one, until the step that makes the new one, which is whole."""
+    *before, after = trial("kill")
+    assert before == [[1, GOOD]] * 7
+    assert after[1] == BETTER
+    assert after[0] > 1
+    assert roll_back_soon(sweep) == 1
+    assert promote_arm(sweep, BETTER).promoted
+    assert champion() != after[0]
+    assert roll_back(sweep).version == 1
+
+
+def roll_back_soon(params: Params) -> int:
+    """Roll back without waiting a minute for what the killed one left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_claim, "PATIENCE", 0.05)
+        return roll_back(params).version
+
+
+def test_of_two_promotions_at_once_one_wins(sweep: Params) -> None:
+    exits, (number, arm) = trial("race")
+    assert sorted(exits[0].values()) == [0, 1]
+    (winner,) = [name for name, status in exits[0].items() if status == 0]
+    assert arm == winner
+    assert registry().client.get_registered_model("betaflow").tags == {}
+    (lost,) = [
+        version
+        for version in tracking.client().search_model_versions("name = 'betaflow'")
+        if version.tags["betaflow.decision"] == "refused"
+    ]
+    assert f"now: version {number}" in lost.tags["betaflow.rule.same_champion"]
+    assert roll_back(sweep).version == 1
+
+
+def test_from_another_machine_through_the_registry(
+    sweep: Params, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch, database: Path,
+) -> None:  # fmt: skip
+    """A server that alone can read the store; the workspace is gone when the model is loaded."""
+    import mlflow
+
+    theirs = tmp_path_factory.mktemp("server")
+    shutil.copy(database, theirs / "mlflow.db")
+    with serving(theirs) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert promote_arm(sweep, GOOD).promoted
+        arm = tmp_path_factory.mktemp("kept") / GOOD
+        shutil.copytree(f"out/dpo/{GOOD}", arm)
+        monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        shutil.rmtree(tmp_path)
+        tracking.client()
+        found = mlflow.transformers.load_model("models:/betaflow@champion")
+        ids = torch.arange(5, 25)[None]
+        with torch.no_grad():
+            assert torch.equal(found.model(ids).logits, load_policy(arm)(ids).logits)
+        mlflow.set_tracking_uri(None)
+    assert list(theirs.glob("store/**/model.safetensors"))
+    assert not list(Path.cwd().iterdir())
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """`mlflow server --serve-artifacts` with its store in `folder`; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = f"server --backend-store-uri sqlite:///{folder}/mlflow.db --serve-artifacts"
+    command += f" --artifacts-destination {folder}/store --host 127.0.0.1 --port {port} --workers 1"
+    with open(folder / "log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command.split()],
+            cwd=folder, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        for _ in range(1200):
+            assert server.poll() is None, (folder / "log").read_text()
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
