@@ -85,6 +85,8 @@ class Registry:
     def move_champion(self, to: int, *, instead_of: int | None) -> None:
         """Make a version champion, if the champion is still the one that it was judged against.
 
+        It is challenger no more.
+
         Args:
             instead_of: that champion's number; None: there was none.
 
@@ -96,6 +98,9 @@ class Registry:
             self.tag(to, {REPLACES: "" if instead_of is None else str(instead_of)})
             still_ours()
             self._point(to)
+            challenger = self.holder(CHALLENGER)
+            if challenger is not None and challenger.number == to:
+                self.client.delete_registered_model_alias(self.model, CHALLENGER)
 
     def restore_champion(self) -> tuple[int, int]:
         """Point `champion` at the version that it was before; the numbers from and to.

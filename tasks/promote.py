@@ -127,9 +127,8 @@ def promote_arm(params: Params, name: str | None = None) -> Decision:
             registry.move_champion(version, instead_of=before)
         except ChampionChanged as error:
             decision = _overtaken(decision, error)
+            tracker.client.set_registered_model_alias(registry.model, CHALLENGER, str(version))
             _record(tracker, registry, run_id, decision)
-    if decision.promoted:
-        tracker.client.delete_registered_model_alias(registry.model, CHALLENGER)
     return decision
 
 

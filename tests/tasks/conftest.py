@@ -1,4 +1,4 @@
-"""A workspace that the stages which train on pairs can run in."""
+"""Workspaces: one that stages which train on pairs can run in, one whose arms can be promoted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 from preferences import sequences
+from promotions import make_sweep
 
+from betaflow.config import Params
 from betaflow.data.tokenise import Limits
 from betaflow.io import write_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer
@@ -53,3 +55,28 @@ def workspace(tiny: Path, repository: Path, tmp_path: Path) -> Path:
         (tmp_path / "out/reference").mkdir(exist_ok=True)
         pd.DataFrame(table).to_parquet(tmp_path / f"out/reference/{split}.parquet")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: its schema takes seconds to make."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = tmp_path_factory.mktemp("database")
+    SqlAlchemyStore(f"sqlite:///{folder}/mlflow.db", str(folder))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def sweep(
+    database: Path,
+    tiny: Path,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Params:
+    """The workspace of a made-up finished sweep, with an MLflow of its own; we are in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(database, "mlflow.db")
+    return make_sweep(tmp_path, tiny, repository)

@@ -1,6 +1,7 @@
 """Promotions as processes of their own, to be killed or raced: forked, so that imports are once.
 
-Run in a workspace: `python promotion_trial.py kill|race`; prints what came of each.
+`python promotion_trial.py KILL RACE GOOD BETTER SAME`: two workspaces, and three arms of
+both, the first worse than the others. Its last line says what came of each.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from importlib import import_module
 from typing import Any
 
-# Here and not in every child: what the work imports only when it comes to it.
+import mlflow.transformers
 from mlflow import MlflowClient
 
 from betaflow.config import load_params
@@ -22,19 +24,31 @@ from tasks import _claim
 from tasks._registry import REPLACES, Registry
 from tasks.promote import promote_arm
 
-GOOD, BETTER, SAME = sys.argv[2:5]
+KILL, RACE, GOOD, BETTER, SAME = sys.argv[1:]
 # The methods of MLflow's client during which a promotion is killed, in the order of their calls;
 # of some only the calls about what is named, and whether the call is done before.
 POINTS: list[tuple[str, str, bool]] = [
     ("log_model_artifacts", "", False),  # weights logged, without their evidence
-    ("create_model_version", "", False),
     ("create_model_version", "", True),  # known, with neither alias nor decision
-    ("set_registered_model_alias", "challenger", True),
     ("set_registered_model_tag", _claim.CLAIM, True),
     ("set_model_version_tag", REPLACES, True),
     ("set_registered_model_alias", "champion", False),
     ("set_registered_model_alias", "champion", True),  # champion, its claim left behind
 ]
+
+
+def warm_up() -> None:
+    """Have imported here, and not in every child, what a promotion imports when it comes to it."""
+    needs = [
+        "mlflow.store.model_registry.sqlalchemy_store",
+        "mlflow.store.tracking.sqlalchemy_store",
+    ]
+    for name in needs:
+        import_module(name)
+    requirements = ["torch", "transformers"]
+    mlflow.transformers.save_model(
+        "out/sft", "out/.local/warm", task="text-generation", pip_requirements=requirements
+    )
 
 
 def fork(work: Callable[[], Any]) -> int:
@@ -81,13 +95,11 @@ def champion() -> tuple[int, str]:
     return number, arm
 
 
-def tell(*facts: Any) -> None:
-    print(json.dumps(facts), flush=True)
-
-
-def kill() -> None:
+def kill() -> list[Any]:
+    """The champion after each of the points."""
     _claim.PATIENCE = 1.0
     assert ended(fork(lambda: promote(GOOD))) == 0
+    found = []
     for point in POINTS:
 
         def cut(point: tuple[str, str, bool] = point) -> int:
@@ -95,10 +107,11 @@ def kill() -> None:
             return promote(BETTER)
 
         assert ended(fork(cut)) == -signal.SIGKILL, point
-        tell(*champion())
+        found.append(champion())
+    return found
 
 
-def race() -> None:
+def race() -> list[Any]:
     """Two whole promotions, of two arms, that meet where the champion is moved."""
     assert ended(fork(lambda: promote(GOOD))) == 0
     (one_waits, one_says), (two_waits, two_says) = os.pipe(), os.pipe()
@@ -120,9 +133,18 @@ def race() -> None:
         BETTER: fork(lambda: run(BETTER, one_waits, two_says)),
         SAME: fork(lambda: run(SAME, two_waits, one_says)),
     }
-    tell({arm: ended(child) for arm, child in children.items()})
-    tell(*champion())
+    return [{arm: ended(child) for arm, child in children.items()}, champion()]
+
+
+def main() -> None:
+    found = {}
+    for name, folder, work in (("kill", KILL, kill), ("race", RACE, race)):
+        os.chdir(folder)
+        if not found:
+            warm_up()
+        found[name] = work()
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    {"kill": kill, "race": race}[sys.argv[1]]()
+    main()

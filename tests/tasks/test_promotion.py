@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from promotions import BETTER, GOOD, SAME, benchmark, judged, make_sweep
+from promotions import BETTER, GOOD, SAME, benchmark, judged
 
 from betaflow.config import Params, load_params
 from betaflow.errors import UserError
@@ -33,30 +23,6 @@ from tasks._rules import rules
 from tasks.promote import Decision, promote_arm
 from tasks.rollback import roll_back
 from tasks.sample import samples
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: its schema takes seconds to make."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    folder = tmp_path_factory.mktemp("database")
-    SqlAlchemyStore(f"sqlite:///{folder}/mlflow.db", str(folder))
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def sweep(
-    database: Path,
-    tiny: Path,
-    repository: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Params:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(database, "mlflow.db")
-    return make_sweep(tmp_path, tiny, repository)
 
 
 def registry() -> Registry:
@@ -306,103 +272,3 @@ def test_a_champion_that_changed_meanwhile_is_not_replaced(
     assert failed(decision) == {"same_champion"}
     assert "changed meanwhile (now: version 2)" in decision.rules[-1].reason
     assert registry().version(2).tags["betaflow.decision"] == "refused"  # type: ignore[union-attr]
-
-
-def trial(kind: str) -> list[Any]:
-    """What `promotion_trial.py` told."""
-    script = Path(__file__).with_name("promotion_trial.py")
-    done = subprocess.run(
-        [sys.executable, str(script), kind, GOOD, BETTER, SAME],
-        env=os.environ | {"PYTHONPATH": str(script.parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-
-
-def test_a_promotion_that_is_killed_leaves_the_old_champion(sweep: Params) -> None:
-    """SIGKILL at each step: the old one, until the step that makes the new one, which is whole."""
-    *before, after = trial("kill")
-    assert before == [[1, GOOD]] * 7
-    assert after[1] == BETTER
-    assert after[0] > 1
-    assert roll_back_soon(sweep) == 1
-    assert promote_arm(sweep, BETTER).promoted
-    assert champion() != after[0]
-    assert roll_back(sweep).version == 1
-
-
-def roll_back_soon(params: Params) -> int:
-    """Roll back without waiting a minute for what the killed one left."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_claim, "PATIENCE", 0.05)
-        return roll_back(params).version
-
-
-def test_of_two_promotions_at_once_one_wins(sweep: Params) -> None:
-    exits, (number, arm) = trial("race")
-    assert sorted(exits[0].values()) == [0, 1]
-    (winner,) = [name for name, status in exits[0].items() if status == 0]
-    assert arm == winner
-    assert registry().client.get_registered_model("betaflow").tags == {}
-    (lost,) = [
-        version
-        for version in tracking.client().search_model_versions("name = 'betaflow'")
-        if version.tags["betaflow.decision"] == "refused"
-    ]
-    assert f"now: version {number}" in lost.tags["betaflow.rule.same_champion"]
-    assert roll_back(sweep).version == 1
-
-
-def test_from_another_machine_through_the_registry(
-    sweep: Params, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch, database: Path,
-) -> None:  # fmt: skip
-    """A server that alone can read the store; the workspace is gone when the model is loaded."""
-    import mlflow
-
-    theirs = tmp_path_factory.mktemp("server")
-    shutil.copy(database, theirs / "mlflow.db")
-    with serving(theirs) as address:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert promote_arm(sweep, GOOD).promoted
-        arm = tmp_path_factory.mktemp("kept") / GOOD
-        shutil.copytree(f"out/dpo/{GOOD}", arm)
-        monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        shutil.rmtree(tmp_path)
-        tracking.client()
-        found = mlflow.transformers.load_model("models:/betaflow@champion")
-        ids = torch.arange(5, 25)[None]
-        with torch.no_grad():
-            assert torch.equal(found.model(ids).logits, load_policy(arm)(ids).logits)
-        mlflow.set_tracking_uri(None)
-    assert list(theirs.glob("store/**/model.safetensors"))
-    assert not list(Path.cwd().iterdir())
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """`mlflow server --serve-artifacts` with its store in `folder`; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = f"server --backend-store-uri sqlite:///{folder}/mlflow.db --serve-artifacts"
-    command += f" --artifacts-destination {folder}/store --host 127.0.0.1 --port {port} --workers 1"
-    with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command.split()],
-            cwd=folder, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        for _ in range(1200):
-            assert server.poll() is None, (folder / "log").read_text()
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()

@@ -1,0 +1,153 @@
+"""Promotions in processes of their own: killed, at once, and over a server from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from promotions import BETTER, GOOD, SAME, make_sweep
+
+from betaflow.config import Params
+from betaflow.policy.loading import load_policy
+from tasks import _claim, tracking
+from tasks._registry import Registry
+from tasks.promote import promote_arm
+from tasks.rollback import roll_back
+
+
+class Trials(NamedTuple):
+    """What `promotion_trial.py` told, and the workspaces as it left them."""
+
+    told: dict[str, Any]
+    folders: dict[str, Path]
+    params: Params
+
+
+@pytest.fixture(scope="module")
+def trials(
+    database: Path, tiny: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Trials:
+    script, folders = Path(__file__).with_name("promotion_trial.py"), {}
+    for kind in ("kill", "race"):
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        shutil.copy(database, folders[kind] / "mlflow.db")
+        params = make_sweep(folders[kind], tiny, repository)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACK")}
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, folders.values()), GOOD, BETTER, SAME],
+        env=kept | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return Trials(json.loads(done.stdout.splitlines()[-1]), folders, params)
+
+
+@pytest.fixture
+def left(trials: Trials, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What was told of one kind; we are in the workspace that it left."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(trials.folders[request.param])
+    return trials.told[request.param]
+
+
+@pytest.mark.parametrize("left", ["kill"], indirect=True)
+def test_a_promotion_that_is_killed_leaves_the_old_champion(
+    left: Any, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL at each step: the old one, until the step that makes the new one, which is whole."""
+    *before, after = left
+    assert before == [[1, GOOD]] * 5
+    assert after[1] == BETTER
+    monkeypatch.setattr(_claim, "PATIENCE", 0.05)  # of what the last one left
+    assert roll_back(trials.params).version == 1
+    again = promote_arm(trials.params, BETTER)
+    assert again.promoted
+    assert again.version > after[0]
+    assert roll_back(trials.params).version == 1
+
+
+@pytest.mark.parametrize("left", ["race"], indirect=True)
+def test_of_two_promotions_at_once_one_wins(left: Any, trials: Trials) -> None:
+    exits, (number, arm) = left
+    assert sorted(exits.values()) == [0, 1]
+    (winner,) = [name for name, status in exits.items() if status == 0]
+    assert arm == winner
+    client = tracking.client()
+    assert client.get_registered_model("betaflow").tags == {}
+    (lost,) = [
+        version
+        for version in client.search_model_versions("name = 'betaflow'")
+        if version.tags["betaflow.decision"] == "refused"
+    ]
+    assert f"now: version {number}" in lost.tags["betaflow.rule.same_champion"]
+    holder = Registry(client, "betaflow").holder("challenger")
+    assert holder is not None
+    assert str(holder.number) == lost.version
+    assert roll_back(trials.params).version == 1
+
+
+def test_from_another_machine_through_the_registry(
+    sweep: Params, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch, database: Path,
+) -> None:  # fmt: skip
+    """A server that alone can read the store; the workspace is gone when the model is loaded."""
+    import mlflow
+
+    theirs = tmp_path_factory.mktemp("server")
+    shutil.copy(database, theirs / "mlflow.db")
+    with serving(theirs) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert promote_arm(sweep, GOOD).promoted
+        arm = tmp_path_factory.mktemp("kept") / GOOD
+        shutil.copytree(f"out/dpo/{GOOD}", arm)
+        monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        shutil.rmtree(tmp_path)
+        tracking.client()
+        found = mlflow.transformers.load_model("models:/betaflow@champion")
+        ids = torch.arange(5, 25)[None]
+        with torch.no_grad():
+            assert torch.equal(found.model(ids).logits, load_policy(arm)(ids).logits)
+        mlflow.set_tracking_uri(None)
+    assert list(theirs.glob("store/**/model.safetensors"))
+    assert not list(Path.cwd().iterdir())
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """`mlflow server --serve-artifacts` with its store in `folder`; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = f"server --backend-store-uri sqlite:///{folder}/mlflow.db --serve-artifacts"
+    command += f" --artifacts-destination {folder}/store --host 127.0.0.1 --port {port} --workers 1"
+    with open(folder / "log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command.split()],
+            cwd=folder, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        for _ in range(1200):
+            assert server.poll() is None, (folder / "log").read_text()
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
