@@ -25,9 +25,12 @@ from rich.text import Text
 from betaflow.config import load_params
 from betaflow.errors import UserError
 from flows import environment
+from flows.graph import dirty_stages, open_workspace, read_graph
 from flows.lock import workspace_lock
 from tasks import tracking
 from tasks.promote import Decision, promote_arm
+
+COMPARISON = "compare"  # the stage that needs all that a promotion reads
 
 
 @flow(name="promote", persist_result=False)
@@ -36,12 +39,24 @@ def promote(arm: str | None = None) -> Decision:
 
     The workspace is the current directory. A refusal is a result, not an error: see `promoted`.
     """
-    # What it reads must not change under it.
-    with workspace_lock(Path.cwd()), tracking.reachable():
+    workspace = Path.cwd()
+    with workspace_lock(workspace), tracking.reachable():  # its files must not change meanwhile
+        _require_up_to_date(workspace)
         decision = promote_arm(load_params(), arm)
     get_run_logger().info(decision.sentence)
     create_markdown_artifact(decision.markdown, key="promotion")
     return decision
+
+
+def _require_up_to_date(workspace: Path) -> None:
+    """Stop where the comparison is not of the params, data and code that are there now."""
+    with open_workspace(workspace) as repo:
+        stale = COMPARISON in dirty_stages(repo, read_graph(repo))
+    if stale:
+        raise UserError(
+            "the comparison is not of the present params, data and code, so it can't decide; "
+            "run `make align` (`dvc status` shows what changed)"
+        )
 
 
 def show(decision: Decision, console: Console) -> None:

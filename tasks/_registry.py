@@ -77,8 +77,12 @@ class Registry:
             return None
         return found if any(found.iterdir()) else None
 
-    def tag(self, number: int, tags: dict[str, str]) -> None:
-        """Set tags of a version."""
+    def tag(self, number: int, tags: dict[str, str], instead_of: str | None = None) -> None:
+        """Set tags of a version; of those that begin with `instead_of` no other stays."""
+        version = None if instead_of is None else self.version(number)
+        if version is not None and instead_of is not None:
+            for key in {key for key in version.tags if key.startswith(instead_of)} - set(tags):
+                self.client.delete_model_version_tag(self.model, str(number), key)
         for key, value in tags.items():
             self.client.set_model_version_tag(self.model, str(number), key, value)
 

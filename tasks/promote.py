@@ -17,6 +17,7 @@ from tasks._registry import CHALLENGER, CHAMPION, TAG, ChampionChanged, Registry
 from tasks._rules import rules
 from tasks._versions import register
 
+RULE = f"{TAG}rule."
 LONGEST = {"tag": 5000, "description": 5000}  # characters that every registry takes
 
 
@@ -89,8 +90,8 @@ def choose(params: Params, name: str | None) -> tuple[Arm, float | None]:
 def promote_arm(params: Params, name: str | None = None) -> Decision:
     """Judge the chosen arm against the champion, or SFT; register it; make it champion if it may.
 
-    The version is whole, tagged and described before `champion` moves, which is the last step: a
-    promotion that is cut off leaves the old champion in place.
+    The version is whole, tagged and described before `champion` moves, which is the one step that
+    decides: a promotion that is cut off before it leaves the old champion in place.
 
     Raises:
         UserError: there is nothing to judge, or what was compared is not what is there now.
@@ -147,18 +148,23 @@ def _compared(arm: Arm, summary: Mapping[str, Any]) -> list[Row]:
 
 def _record(tracker: tracking.Tracker, registry: Registry, run_id: str, decision: Decision) -> None:
     """The decision and its reasons as tags of version and run, and as the version's description."""
+    from mlflow.entities import RunTag
+
     tags = {
         f"{TAG}decision": "accepted" if decision.promoted else "refused",
         f"{TAG}against": decision.against,
-        **{f"{TAG}rule.{rule.name}": _reason(rule) for rule in decision.rules},
+        **{f"{RULE}{rule.name}": _reason(rule) for rule in decision.rules},
     }
-    registry.tag(decision.version, tags)
-    from mlflow.entities import RunTag
-
+    registry.tag(decision.version, tags, instead_of=RULE)
+    client = tracker.client
     every = tags | {f"{TAG}version": str(decision.version)}
-    tracker.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in every.items()])
+    for key in {key for key in client.get_run(run_id).data.tags if key.startswith(RULE)} - set(
+        every
+    ):
+        client.delete_tag(run_id, key)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in every.items()])
     text = decision.markdown + f"\nThe whole model card: README.md among the artifacts of {run_id}."
-    tracker.client.update_model_version(
+    client.update_model_version(
         registry.model, str(decision.version), text[: LONGEST["description"]]
     )
 

@@ -54,6 +54,7 @@ def test_names_are_found_after_their_link() -> None:
         ("judges.md", 8),
         ("statistics.md", 8),
         ("report.md", 5),
+        ("promotion.md", 7),
     ],
 )
 def test_every_link_and_every_name_after_it_exists(repository: Path, name: str, links: int) -> None:

@@ -275,12 +275,18 @@ def test_taking_the_beta_away_takes_its_outputs_away(parallel: Path, serial: Pat
 def test_promotion_by_deployment_gives_back_the_same_model(
     parallel: Path, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Twelve prompts show little: whether it was promoted or refused, the version is whole."""
     deployment("promote/local", servers, parallel, "--param", f"arm={DPO}")
     code = f"""
 import mlflow, torch
 from transformers import AutoModelForCausalLM
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
-found = mlflow.transformers.load_model("models:/betaflow@champion")
+client = mlflow.MlflowClient()
+decision = client.get_model_version("betaflow", "1").tags["betaflow.decision"]
+aliases = client.get_registered_model("betaflow").aliases
+(alias,) = aliases
+assert alias == dict(accepted="champion", refused="challenger")[decision]
+found = mlflow.transformers.load_model("models:/betaflow/1")
 ours = AutoModelForCausalLM.from_pretrained("out/dpo/{DPO}")
 ids = found.tokenizer("the plot was", return_tensors="pt").input_ids
 with torch.no_grad():
