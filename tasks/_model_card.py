@@ -118,7 +118,8 @@ generator = mlflow.transformers.load_model("{uri}")
 ```
 
 ```
-vllm serve "$(mlflow artifacts download -u {uri}/model)"
+mlflow artifacts download -u {uri} -d champion
+vllm serve champion/model
 ```
 """
 

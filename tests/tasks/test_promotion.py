@@ -10,16 +10,19 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from endpoints import Reply, serve, texts, verdict
+from endpoints import settings as llm_settings
 from promotions import BETTER, GOOD, SAME, benchmark, judged
 
 from betaflow.config import Params, load_params
 from betaflow.errors import UserError
+from betaflow.evaluation.win_rate import KEYS
 from betaflow.io import write_json, write_jsonl
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
 from tasks import _claim, _registry, tracking
 from tasks._evidence import Evidence, model_files, of_version
 from tasks._registry import Registry
-from tasks._rules import rules
+from tasks._rules import judged_against, rules
 from tasks.promote import Decision, promote_arm
 from tasks.rollback import roll_back
 from tasks.sample import samples
@@ -187,6 +190,33 @@ def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     assert missing(good, sft) == {"controls"}
     summary.unlink()
     assert missing(good, sft) == {"controls"}
+
+
+def test_a_language_model_judges_a_champion_when_they_first_meet(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against SFT its verdicts are the stage's; of another's completions it is asked, once."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    verdicts = pd.read_parquet(f"out/samples/{GOOD}.parquet")[KEYS]
+    verdicts = verdicts.assign(arm=GOOD, baseline="sft", preference=[1.0, 0.5] * 60)
+    verdicts.iloc[:-1].to_parquet("out/judgements/verdicts.parquet")
+
+    def answer(body: dict[str, Any]) -> Reply:
+        _, first, _ = texts(body["messages"][0]["content"])
+        return verdict("A" if BETTER in first else "B")
+
+    with serve(answer) as server:
+        llm = llm_settings(server.url, model="m")
+        compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
+        asking = sweep.model_copy(update={"compare": compare})
+        known = judged_against(asking, evidence(GOOD), evidence("sft"))["preference"]
+        assert known.tolist()[:4] == [1.0, 0.5, 1.0, 0.5]
+        assert known.isna().tolist() == [False] * 119 + [True]
+        assert server.requests == []
+        for _ in range(2):
+            met = judged_against(asking, evidence(BETTER), evidence(GOOD))
+            assert set(met["preference"]) == {1.0}
+            assert len(server.requests) == 2 * 60  # both orders; two seeds said the same
 
 
 def test_a_champion_of_other_inputs_is_sampled_anew(
