@@ -77,6 +77,7 @@ def sweep(
 ) -> Params:
     """The workspace of a made-up finished sweep, with an MLflow of its own; we are in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # Set, and so unset in the end: MLflow itself puts it into the environment.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     shutil.copy(database, "mlflow.db")
     return make_sweep(tmp_path, tiny, repository)

@@ -28,7 +28,6 @@ KILL, RACE, GOOD, BETTER, SAME = sys.argv[1:]
 # The methods of MLflow's client during which a promotion is killed, in the order of their calls;
 # of some only the calls about what is named, and whether the call is done before.
 POINTS: list[tuple[str, str, bool]] = [
-    ("log_model_artifacts", "", False),  # weights logged, without their evidence
     ("create_model_version", "", True),  # known, with neither alias nor decision
     ("set_registered_model_tag", _claim.CLAIM, True),
     ("set_model_version_tag", REPLACES, True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from endpoints import Reply, serve, texts, verdict
 from endpoints import settings as llm_settings
 from promotions import BETTER, GOOD, SAME, benchmark, judged
 
-from betaflow.config import Params, load_params
+from betaflow.config import Params, arms, load_params
 from betaflow.errors import UserError
 from betaflow.evaluation.win_rate import KEYS
 from betaflow.io import write_json, write_jsonl
@@ -156,9 +157,32 @@ def evidence(name: str, **changes: Any) -> Evidence:
     return Evidence(name, table, benchmark(name), name)
 
 
-def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
-    from betaflow.config import arms
+def benchmark_of(params: Params, tasks: list[str]) -> Params:
+    section = params.benchmark.model_copy(update={"tasks": tasks})
+    return params.model_copy(update={"benchmark": section})
 
+
+def test_of_the_perplexities_one_is_judged_and_a_rise_is_the_loss(sweep: Params) -> None:
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+
+    def text(nats: float) -> dict[str, Any]:
+        rows = [[-nats * words, words] for words in range(5, 50)]
+        metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+        results = {metric: rows for metric in metrics}
+        found = {"results": {"quiz": {"bits_per_byte": nats}}}
+        found["documents"] = {"quiz": {"hash": "h", "results": results}}
+        return found | {"higher_is_better": {"quiz": dict.fromkeys(metrics, False)}}
+
+    sft = evidence("sft")._replace(benchmark=text(1.0))
+    for nats, held in ((0.5, True), (1.05, True), (1.1, False)):
+        challenger = evidence(GOOD)._replace(benchmark=text(nats))
+        found = {rule.name: rule for rule in rules(sweep, arm, challenger, sft)}
+        assert [name for name in found if "/" in name] == ["quiz/bits_per_byte"]
+        assert found["quiz/bits_per_byte"].held is held
+        assert found["quiz/bits_per_byte"].found == pytest.approx((1.0 - nats) / math.log(2))
+
+
+def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
 
     def missing(challenger: Evidence, other: Evidence) -> set[str]:
@@ -184,6 +208,10 @@ def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     assert missing(good._replace(benchmark=none), sft._replace(benchmark=none)) == {
         "quiz/documents"
     }
+    group = benchmark(GOOD)
+    group["results"]["quizzes"] = {"acc": 0.8}  # of several tasks, which have the documents
+    several = benchmark_of(sweep, ["quizzes"])
+    assert not [r for r in rules(several, arm, good._replace(benchmark=group), sft) if not r.held]
     judged(Path("out"))
     summary = Path("out/judgements/summary.json")
     summary.write_text(summary.read_text().replace('"gold"', '"reward_model"'))
@@ -239,6 +267,7 @@ def test_a_champion_of_other_inputs_is_sampled_anew(
     assert "its samples are of other inputs; made anew" in capsys.readouterr().out
     assert made.benchmark == kept.benchmark
     assert made.content == kept.content
+    assert registry().download(1, "nothing", Path.cwd()) is None
     assert set(made.samples["completion_tokens"]) <= set(range(6))
     assert made.samples["prompt_id"].nunique() == 4
     from mlflow.artifacts import download_artifacts
@@ -260,11 +289,17 @@ def test_an_arm_trained_again_is_refused_before_anything_is_registered(sweep: Pa
     assert tracking.client().search_registered_models() == []
 
 
-def test_a_claim_that_is_left_behind_is_waited_for_and_taken_away(
+def test_a_claim_held_too_long_moves_nothing_and_one_left_behind_is_taken_away(
     sweep: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert promote_arm(sweep, GOOD).promoted
     client, left = tracking.client(), f"{_claim.CLAIM}dead"
+    with monkeypatch.context() as patch:
+        patch.setattr(_claim, "HASTE", -1.0)
+        with pytest.raises(UserError, match="too slowly"):
+            promote_arm(sweep, BETTER)
+    assert champion() == 1
+    assert client.get_registered_model("betaflow").tags == {}
     client.set_registered_model_tag("betaflow", left, "")
     waited: list[float] = []
     monkeypatch.setattr(_claim.time, "sleep", waited.append)
@@ -272,18 +307,6 @@ def test_a_claim_that_is_left_behind_is_waited_for_and_taken_away(
     assert promote_arm(sweep, BETTER).promoted
     assert waited
     assert client.get_registered_model("betaflow").tags == {}
-
-
-def test_a_claim_held_too_long_moves_nothing(
-    sweep: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert promote_arm(sweep, GOOD).promoted
-    monkeypatch.setattr(_claim, "HASTE", -1.0)
-    with pytest.raises(UserError, match="too slowly"):
-        promote_arm(sweep, BETTER)
-    assert champion() == 1
-    assert tracking.client().get_registered_model("betaflow").tags == {}
-    monkeypatch.undo()
 
 
 def test_a_champion_that_changed_meanwhile_is_not_replaced(
