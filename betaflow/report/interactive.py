@@ -129,16 +129,16 @@ def win_rate(document: Document) -> Spec:
     baselines = {"win_rate_vs_sft": ("SFT", "sft")}
     if document["ppo_arm"] is not None:
         baselines["win_rate_vs_ppo"] = (f"PPO ({document['ppo_arm']})", document["ppo_arm"])
-    arms = list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "sft"))
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
     names = series(rows, arms)
     panels = []
     for column, (against, itself) in baselines.items():
         values = [
             {"arm": row["arm"], "series": names[row["arm"]], "temperature": row["temperature"]}
             | {"rate": row[column], "low": row[f"{column}_low"], "high": row[f"{column}_high"]}
-            | {"told": _shares(row, column), "of": _of(row)}
+            | {"told": text.on_a_line(row, column, 1, 100.0, "%"), "of": _of(row)}
             for row in rows
-            if row["arm"] in names and row["arm"] != itself and row[column] is not None
+            if row["arm"] != itself and row[column] is not None
         ]
         x = axis("temperature", "sampling temperature")
         at = sorted({row["temperature"] for row in rows})
@@ -158,6 +158,11 @@ def win_rate(document: Document) -> Spec:
                 "mark": {"type": "line", "strokeWidth": 1.8, "aria": False},
                 "encoding": {"x": x, "y": y, "color": by_arm(rows, arms),
                              "strokeDash": dashed(rows, arms), "opacity": faded(1.0)},
+            },
+            {
+                "mark": {"type": "rule", "aria": False},
+                "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"},
+                             "color": by_arm(rows, arms), "opacity": faded(0.35)},
             },
             _marks(rows, arms, x, y, shown),
         ]  # fmt: skip
@@ -184,8 +189,11 @@ def _points(document: Document, reward: str) -> list[Spec]:
             point |= {name: row[name] for name in ("kl", "kl_low", "kl_high")}
         else:
             point |= {"kl": widest or 1.0, "beyond": f"KL {row['kl']:.0f} →"}
-        point |= {"kl_told": _estimate(row, "kl"), "reward_told": _estimate(row, reward)}
-        found.append(point | {"wins": _shares(row, "win_rate_vs_sft")})
+        point |= {
+            "kl_told": text.on_a_line(row, "kl", 2),
+            "reward_told": text.on_a_line(row, reward, 2),
+        }
+        found.append(point | {"wins": text.on_a_line(row, "win_rate_vs_sft", 1, 100.0, "%")})
     return found
 
 
@@ -277,16 +285,6 @@ def _joined(values: Sequence[Spec], edge: float, reward: str) -> list[Spec]:
     return (
         [{"data": {"values": list(values)}, "mark": mark, "encoding": encoding}] if values else []
     )
-
-
-def _estimate(row: Row, name: str) -> str:
-    found = text.estimate(row, name, 2)
-    return f"{found['value']} {found['interval']}".strip()
-
-
-def _shares(row: Row, name: str) -> str:
-    found = text.estimate(row, name, 1, 100.0)
-    return f"{found['value']}% {found['interval']}".strip()
 
 
 def _told(value: float, low: float | None, high: float | None) -> str:

@@ -90,11 +90,12 @@ const betaflow = (() => {
         live.append(legend);
       }
       const panels = element("div", { class: figure.panels.length > 1 ? "panels" : "panels one" });
+      // All places first: a panel is as wide as its own when it is drawn.
+      panels.append(...figure.panels.map(() => element("div", { class: "panel" })));
       live.append(panels);
       place.views = [];
-      for (const specification of figure.panels) {
-        const panel = element("div", { class: "panel" });
-        panels.append(panel);
+      for (const [at, specification] of figure.panels.entries()) {
+        const panel = panels.children[at];
         place.views.push(
           await vegaEmbed(panel, structuredClone(specification), {
             mode: "vega-lite", renderer: "svg", actions: false, ast: true, hover: false,

@@ -58,6 +58,12 @@ def decimals(spread: float) -> int:
     return 1 if spread <= 0 else max(0, 1 - floor(log10(spread)))
 
 
+def on_a_line(row: Row, name: str, digits: int, scale: float = 1.0, unit: str = "") -> str:
+    """A row's estimate with its unit and its interval."""
+    found = estimate(row, name, digits, scale)
+    return f"{found['value']}{unit} {found['interval']}".strip()
+
+
 def significant(value: float | None) -> str:
     """A number to four significant digits."""
     return DASH if value is None else f"{value:.4g}"

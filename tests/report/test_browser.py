@@ -56,6 +56,9 @@ def test_every_figure_is_drawn_and_nothing_is_said_or_fetched(
         place = page.locator(f"figure[data-figure={name}]")
         assert place.locator(".panel[role=graphics-document][aria-label] svg").count() >= 1, name
         assert place.locator("img.static").is_hidden(), name
+    wide = """[...document.querySelectorAll(".panel")].filter((panel) =>
+        panel.querySelector("svg").getBoundingClientRect().width > panel.clientWidth + 1)"""
+    assert page.evaluate(f"{wide}.length") == 0
     assert page.locator("#samples-static").is_hidden()
     assert faults == [report.as_uri()]
 
