@@ -87,6 +87,10 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("best_of_n.grid.n", [4], "the best of 4 is chosen among fresh draws for each of the 2"),
         ("optimum.samples", 29, "optimum.samples: 29 draws can't have an effective sample size"),
         ("promotion.methods", ["best_of_n"], "promotion.methods.0"),
+        ("promotion.margins", {"quiz": 0.1}, "`margins` needs `default`"),
+        ("promotion.margins", {"default": -0.1}, "promotion.margins.default"),
+        ("promotion.detect.win_rate", 0.5, "promotion.detect.win_rate"),
+        ("promotion.seeds", 0, "promotion.seeds"),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], key: str, value: Any, message: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from small_workspace import STAGES, Workspace
 
-from flows.align import main, workspace_lock
+from flows.align import main
+from flows.lock import workspace_lock
 
 
 def test_it_does_what_dvc_repro_does_and_then_nothing(

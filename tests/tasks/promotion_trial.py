@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from importlib import import_module
 from typing import Any
 
 import mlflow.transformers
 from mlflow import MlflowClient
 
 from betaflow.config import load_params
+from betaflow.io import LOCAL
 from tasks import _claim
 from tasks._registry import REPLACES, Registry
 from tasks.promote import promote_arm
@@ -38,15 +39,13 @@ POINTS: list[tuple[str, str, bool]] = [
 
 def warm_up() -> None:
     """Have imported here, and not in every child, what a promotion imports when it comes to it."""
-    needs = [
-        "mlflow.store.model_registry.sqlalchemy_store",
-        "mlflow.store.tracking.sqlalchemy_store",
-    ]
-    for name in needs:
-        import_module(name)
+    LOCAL.mkdir()
+    shutil.copy("mlflow.db", LOCAL / "warm.db")  # the real one is opened by children alone
+    uri = f"sqlite:///{LOCAL.resolve()}/warm.db"
+    MlflowClient(uri, uri).search_registered_models()
     requirements = ["torch", "transformers"]
     mlflow.transformers.save_model(
-        "out/sft", "out/.local/warm", task="text-generation", pip_requirements=requirements
+        "out/sft", str(LOCAL / "warm"), task="text-generation", pip_requirements=requirements
     )
 
 
