@@ -150,7 +150,8 @@ def _power(arm: str, samples: Mapping[str, pd.DataFrame], params: Params) -> dic
     """`power` by an arm's verdicts at the headline's temperature."""
     here = [headline_temperature(params)]
     own, sft = (at(inside(samples, name), here) for name in (arm, SFT))
-    return power(arm, judged(own, sft, params.compare, SFT), params.compare.confidence)
+    verdicts = judged(own, sft, params.compare, SFT)
+    return power(arm, verdicts, params.compare.confidence, params.promotion.detect)
 
 
 def _reward_model(out: Path, confidence: float) -> dict[str, Any] | None:

@@ -7,22 +7,27 @@ from typing import Any
 
 import pandas as pd
 
+from betaflow.config import DetectSettings
 from betaflow.evaluation.power import Pilot, detection_power, pilot, prompts_needed
 from betaflow.report import text
 from betaflow.report.estimates import Row
 
-DETECT = 0.6  # the smallest true win rate that a run should be able to tell from one half,
-POWER = 0.8  # with this chance
-RATES = (0.55, DETECT, 0.65, 0.7, 0.8)  # that the report has a row of
+# The smallest true win rate that a run should tell from one half, and with which chance, where
+# `promotion.detect` says nothing.
+DEFAULT = DetectSettings(win_rate=0.6, power=0.8)
+RATES = {0.55, 0.6, 0.65, 0.7, 0.8}  # that the report has a row of, besides that one
 
 
-def power(arm: str, verdicts: pd.DataFrame, confidence: float) -> dict[str, Any]:
+def power(
+    arm: str, verdicts: pd.DataFrame, confidence: float, detect: DetectSettings | None = None
+) -> dict[str, Any]:
     """What the verdicts on an arm say about how many prompts it takes.
 
     Args:
         arm: its name.
         verdicts: its `judged` samples against SFT at one temperature.
         confidence: of the interval whose lower end is to be above one half.
+        detect: `promotion.detect`; None: `DEFAULT`.
 
     Returns:
         `arm`; `prompts`, those with a verdict, and of them the `ties`, `completions` a prompt and
@@ -30,22 +35,26 @@ def power(arm: str, verdicts: pd.DataFrame, confidence: float) -> dict[str, Any]
         win rate the prompts `needed` (NaN where so many ties leave no room for it) and the `chance`
         with the prompts at hand (NaN with fewer than two).
     """
+    aim = detect or DEFAULT
     known = verdicts.dropna(subset="preference")
     found = pilot(known["preference"], known["prompt_id"])
     prompts = int(known["prompt_id"].nunique())
     return {
         "arm": arm,
-        "detect": DETECT,
-        "power": POWER,
+        "detect": aim.win_rate,
+        "power": aim.power,
         "prompts": prompts,
         "ties": found.ties,
         "completions": found.completions,
         "correlation": found.correlation,
-        "rows": [_rate(rate, found, prompts, confidence) for rate in RATES],
+        "rows": [
+            _rate(rate, aim.power, found, prompts, confidence)
+            for rate in sorted(RATES | {aim.win_rate})
+        ],
     }
 
 
-def _rate(rate: float, found: Pilot, prompts: int, confidence: float) -> Row:
+def _rate(rate: float, power: float, found: Pilot, prompts: int, confidence: float) -> Row:
     row: Row = {"win_rate": rate, "needed": float("nan"), "chance": float("nan")}
     if found.ties > 4 * rate * (1 - rate):
         return row
@@ -55,7 +64,7 @@ def _rate(rate: float, found: Pilot, prompts: int, confidence: float) -> Row:
         "correlation": found.correlation,
         "confidence": confidence,
     }
-    row["needed"] = prompts_needed(rate, power=POWER, **kind)
+    row["needed"] = prompts_needed(rate, power=power, **kind)
     if prompts > 1:
         row["chance"] = detection_power(prompts, rate, **kind)
     return row

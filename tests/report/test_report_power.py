@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from betaflow.config import DetectSettings
 from betaflow.evaluation import detection_power, pilot, prompts_needed
-from betaflow.report.power import DETECT, POWER, enough, needed, power, power_section, sentence
+from betaflow.report.power import DEFAULT, enough, needed, power, power_section, sentence
 from betaflow.report.table import tidy
 
 
-def about(wins: list[float], draws: int = 1) -> dict[str, Any]:
+def about(
+    wins: list[float], draws: int = 1, detect: DetectSettings | None = None
+) -> dict[str, Any]:
     prompts = np.repeat(np.arange(len(wins) // draws), draws)
     verdicts = pd.DataFrame({"prompt_id": prompts, "preference": wins})
-    found: dict[str, Any] = tidy(power("dpo", verdicts, 0.95))
+    found: dict[str, Any] = tidy(power("dpo", verdicts, 0.95, detect))
     return found
 
 
@@ -29,13 +32,21 @@ def test_what_the_verdicts_say_goes_into_the_number() -> None:
         "correlation": told.correlation,
     }
     row = needed(found)
-    assert (row["win_rate"], found["detect"], found["power"]) == (DETECT, 0.6, POWER)
-    assert row["needed"] == prompts_needed(DETECT, power=POWER, **kind)
-    assert abs(row["chance"] - detection_power(150, DETECT, **kind)) < 1e-5
+    assert (row["win_rate"], found["detect"], found["power"]) == (0.6, 0.6, 0.8)
+    assert (DEFAULT.win_rate, DEFAULT.power) == (0.6, 0.8)
+    assert row["needed"] == prompts_needed(0.6, power=0.8, **kind)
+    assert abs(row["chance"] - detection_power(150, 0.6, **kind)) < 1e-5
     assert found["prompts"] == 150
     assert [r["needed"] for r in found["rows"]] == sorted(
         (r["needed"] for r in found["rows"]), reverse=True
     )
+
+
+def test_what_a_promotion_is_to_detect_is_what_is_told() -> None:
+    found = about([1.0, 0.0] * 300, detect=DetectSettings(win_rate=0.58, power=0.9))
+    assert needed(found)["needed"] == prompts_needed(0.58, power=0.9)
+    assert "a true win rate of 58% against SFT with a chance of 90%" in sentence(found)
+    assert [row["win_rate"] for row in found["rows"]] == [0.55, 0.58, 0.6, 0.65, 0.7, 0.8]
 
 
 def test_a_run_with_enough_prompts_is_not_warned_of() -> None:
