@@ -21,6 +21,7 @@ from betaflow.evaluation.promotion import (
     enough_prompts,
     enough_seeds,
     not_worse,
+    simultaneous,
     wins,
     within_budget,
 )
@@ -39,8 +40,9 @@ def rules(params: Params, arm: Arm, challenger: Evidence, champion: Evidence) ->
     """Every rule's result; the champion is SFT's evidence where there is none yet."""
     settings = params.promotion
     verdicts = judged_against(params, challenger, champion)
+    confidence = simultaneous(params.compare.confidence, len(_candidates(params, arm)))
     found = [another_model(challenger.content, champion.content)]
-    found += _win_rules(params, verdicts)
+    found += _win_rules(params, verdicts, confidence)
     if settings.margins is not None:
         found += _task_rules(params, challenger.benchmark, champion.benchmark)
     if settings.kl_budget is not None:
@@ -52,7 +54,7 @@ def rules(params: Params, arm: Arm, challenger: Evidence, champion: Evidence) ->
                 int(known["prompt_id"].nunique()),
                 pilot(known["preference"], known["prompt_id"]) if len(known) else None,
                 **settings.detect.model_dump(),
-                confidence=params.compare.confidence,
+                confidence=confidence,
             )
         )
     found.append(enough_seeds(len(_siblings(params, arm)), settings.seeds))
@@ -90,19 +92,20 @@ def _in_question(params: Params, samples: pd.DataFrame) -> pd.DataFrame:
     return samples[inside & (samples["temperature"] == params.promotion.temperature)]
 
 
-def _win_rules(params: Params, verdicts: pd.DataFrame) -> list[Rule]:
+def _win_rules(params: Params, verdicts: pd.DataFrame, confidence: float) -> list[Rule]:
     controlled = length_controlled_win_rate(
         verdicts["preference"],
         verdicts["completion_tokens_a"],
         verdicts["completion_tokens_b"],
         verdicts["prompt_id"],
         resamples=params.compare.bootstrap,
-        confidence=params.compare.confidence,
+        confidence=confidence,
         seed=params.compare.seed,
     )
+    plain = won(verdicts, params.compare.model_copy(update={"confidence": confidence}))
     return [
-        wins("win_rate", won(verdicts, params.compare)),
-        wins("length_controlled_win_rate", controlled),
+        wins("win_rate", plain, confidence=confidence),
+        wins("length_controlled_win_rate", controlled, confidence=confidence),
     ]
 
 
@@ -158,15 +161,23 @@ def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, 
         )
 
 
+def _candidates(params: Params, arm: Arm) -> list[Arm]:
+    """The arms that could have been the challenger, named or not; the arm itself among them."""
+    methods = params.promotion.methods
+    return [other for other in _compared(params) if other.method in methods or other == arm]
+
+
 def _siblings(params: Params, arm: Arm) -> list[Arm]:
     """The compared arms of the same setting, apart from the seed; the arm itself among them."""
-    compared = {row["arm"] for row in read_json("out/compare/estimates.json")["rows"]}
     setting = arm.model_copy(update={"seed": None})
     return [
-        other
-        for other in arms(params)
-        if other.name in compared and other.model_copy(update={"seed": None}) == setting
+        other for other in _compared(params) if other.model_copy(update={"seed": None}) == setting
     ]
+
+
+def _compared(params: Params) -> list[Arm]:
+    compared = {row["arm"] for row in read_json("out/compare/estimates.json")["rows"]}
+    return [arm for arm in arms(params) if arm.name in compared]
 
 
 def _controls(params: Params) -> Rule:

@@ -41,15 +41,26 @@ def another_model(challenger: str | None, champion: str | None) -> Rule:
     return Rule("another_model", True, None, None, "It is another model than the champion.")
 
 
-def wins(name: str, rate: Estimate | None) -> Rule:
+def simultaneous(confidence: float, arms: int) -> float:
+    """The confidence of each of so many intervals by which all of them hold with `confidence`.
+
+    The challenger is the best of several by verdicts on the same completions, so its win rate looks
+    better than it is. By Bonferroni's inequality the best one's interval holds as if it alone had
+    been there, whichever was chosen, and however alike the arms are.
+    """
+    return 1 - (1 - confidence) / arms
+
+
+def wins(name: str, rate: Estimate | None, *, confidence: float) -> Rule:
     """The lower end of a win rate over the champion is above one half.
 
     Args:
         rate: of `win_rate` or `length_controlled_win_rate`; None: it could not be had.
+        confidence: of its interval.
     """
     if rate is None or not _known(rate):
         return _missing(name, 0.5, f"no interval of the win rate could be had; {AGAIN}")
-    shown = f"It wins {_percent(rate)} of the pairs"
+    shown = f"It wins {_percent(rate)} of the pairs ({100 * confidence:.4g}% interval)"
     if rate.low > 0.5:
         return Rule(name, True, rate.low, 0.5, f"{shown}: the lower end is above one half.")
     return Rule(name, False, rate.low, 0.5, f"{shown}: the lower end is not above one half.")

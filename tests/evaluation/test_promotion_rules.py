@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from betaflow.evaluation import paired_difference, pilot
+from betaflow.evaluation import paired_difference, pilot, win_rate
 from betaflow.evaluation.bootstrap import UNKNOWN, Estimate
 from betaflow.evaluation.promotion import (
     another_model,
@@ -14,6 +15,7 @@ from betaflow.evaluation.promotion import (
     enough_prompts,
     enough_seeds,
     not_worse,
+    simultaneous,
     wins,
     within_budget,
 )
@@ -29,15 +31,32 @@ def between(low: float, middle: float, high: float) -> Estimate:
     ("low", "held"), [(0.5001, True), (0.5, False), (0.4999, False), (0.0, False)]
 )
 def test_a_win_rate_s_lower_end_must_be_above_one_half(low: float, held: bool) -> None:
-    rule = wins("win_rate", between(low, 0.7, 0.9))
+    rule = wins("win_rate", between(low, 0.7, 0.9), confidence=0.9875)
     assert (rule.held, rule.found, rule.needed) == (held, low, 0.5)
     assert "70.0% [" in rule.reason
+    assert "(98.75% interval)" in rule.reason
+
+
+def test_the_best_of_many_that_are_no_better_is_seldom_promoted() -> None:
+    """Ten arms as good as SFT, judged on the same prompts: what the best one's interval says."""
+    random = np.random.default_rng(0)
+    held = dict.fromkeys((1, 10), 0)
+    for experiment in range(1000):
+        shared = random.normal(size=(1, 100))  # prompts on which SFT's completion is a bad one
+        verdicts = (shared + random.normal(size=(10, 100)) > 0).astype(float)
+        best = verdicts[verdicts.mean(axis=1).argmax()]
+        for arms in held:
+            confidence = simultaneous(0.95, arms)
+            rate = win_rate(best, resamples=200, confidence=confidence, seed=experiment)
+            held[arms] += wins("win_rate", rate, confidence=confidence).held
+    assert held[1] > 60  # had it been there alone: 25
+    assert held[10] < 30
 
 
 @pytest.mark.parametrize("found", NOTHING)
 def test_what_was_not_measured_does_not_hold_and_says_what_to_do(found: Estimate | None) -> None:
     for rule in (
-        wins("win_rate", found),
+        wins("win_rate", found, confidence=0.95),
         not_worse("quiz", "acc", found, 0.1, higher_is_better=True),
         within_budget(found, 10.0),
     ):
