@@ -14,6 +14,9 @@ from tasks import tracking
 from tasks._main import run
 
 FOLDER = Path("out/compare")
+JUDGED = Path("out/judgements/summary.json")
+# Of what a language model's answers took, MLflow has:
+TOOK = ("answers", "prompt_tokens", "completion_tokens", "unreported", "spend")
 # What MLflow has of every temperature, under names such as `win_rate_vs_sft_T0.5`.
 BY_TEMPERATURE = ("gold_reward", "reward_model", "win_rate", "lc_win_rate", "completion_tokens")
 
@@ -57,7 +60,23 @@ def fill_in(params: Params, rows: list[dict[str, Any]]) -> None:
         tracker.client.set_terminated(arm_run.info.run_id, "FINISHED")
         if mine and folder is not None:
             tracker.external_model(arm_run, about, folder)
+    _log_judge(tracker)
     _publish(tracker)
+
+
+def _log_judge(tracker: tracking.Tracker) -> None:
+    """Put the judge, what its answers took and the controls it failed on the sweep's run."""
+    about = read_json(JUDGED)
+    usage = about["usage"] or {}
+    took = {f"judge/{name}": usage[name] for name in TOOK if name in usage}
+    run_id = tracker.sweep_run.info.run_id
+    tags = {
+        "judge": about["model"] or about["judge"],
+        "controls_failed": ", ".join(about["controls"]["failed"]) or "none",
+    }
+    tracker.log_final(tracker.sweep_run, took, 0)
+    for name, value in tags.items():
+        tracker.client.set_tag(run_id, tracking.TAG + name, value)
 
 
 def _final(rows: list[dict[str, Any]], params: Params) -> dict[str, float]:

@@ -11,6 +11,15 @@ from betaflow.config import Arm, Params, arms
 from betaflow.io import write_json, write_jsonl
 from tasks import compare, tracking
 
+USAGE = {
+    "answers": 12,
+    "prompt_tokens": 3400,
+    "completion_tokens": 60,
+    "unreported": 1,
+    "spend": 0.25,
+    "models": ["m-1"],
+}
+
 
 def write_summary(folder: Path, about: dict[str, Any]) -> None:
     rest = {"fingerprint": about["arm"] * 4, "settings": {}, "metrics": {}}
@@ -31,6 +40,8 @@ def test_every_arm_gets_a_run_and_only_models_are_logged(
     write_summary(Path("out/reward"), {"arm": "reward", "method": "reward"})
     for arm in sweep[:2]:
         write_summary(arm.model_dir, {"arm": arm.name, **arm.model_dump()})
+    judged = {"judge": "llm", "model": "m", "controls": {"failed": ["null"]}, "usage": USAGE}
+    write_json("out/judgements/summary.json", judged)
     Path("out/samples").mkdir()
     Path(f"out/samples/{chosen.name}.parquet").touch()
     rows = [
@@ -64,3 +75,16 @@ def test_every_arm_gets_a_run_and_only_models_are_logged(
     logged = tracker.client.search_logged_models([tracker.experiment])
     owners = {model.source_run_id for model in logged}
     assert owners == {runs[arm.name].info.run_id for arm in sweep[:2]}
+
+    sweep_run = tracker.client.get_run(tracker.sweep_run.info.run_id).data
+    assert sweep_run.metrics == {f"judge/{k}": v for k, v in USAGE.items() if k != "models"}
+    assert sweep_run.tags["betaflow.judge"] == "m"
+    assert sweep_run.tags["betaflow.controls_failed"] == "null"
+
+    # A judge that costs nothing.
+    write_json(
+        "out/judgements/summary.json", judged | {"model": None, "judge": "gold", "usage": None}
+    )
+    compare.fill_in(params, rows)
+    sweep_run = tracker.client.get_run(tracker.sweep_run.info.run_id).data
+    assert sweep_run.tags["betaflow.judge"] == "gold"
