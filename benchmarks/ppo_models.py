@@ -17,14 +17,20 @@ import torch
 
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
 
-SHAPE = {"vocabulary": 4096, "width": 256, "layers": 4, "heads": 4}  # the DPO benchmark's
+SHAPE = {"width": 256, "layers": 4, "heads": 4}  # the DPO benchmark's
 
 
-def make_models(pairs: Path, folder: Path) -> tuple[Path, Path]:
-    """Write a policy and a reward model below `folder`; returns their folders."""
+def make_models(pairs: Path, folder: Path, vocabulary: int) -> tuple[Path, Path]:
+    """Write a policy and a reward model below `folder`; returns their folders.
+
+    Args:
+        pairs: text for the tokenizer.
+        vocabulary: of the projection, also where the text gives the tokenizer fewer tokens.
+    """
     policy, reward = folder / "policy", folder / "reward"
     script = Path(__file__).resolve().parent / "make_model.py"
-    shape = [part for name, value in SHAPE.items() for part in (f"--{name}", str(value))]
+    sizes = {"vocabulary": vocabulary, **SHAPE}
+    shape = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, str(script), "--pairs", str(pairs), "--out", str(policy), *shape]
     subprocess.run(command, check=True)
     tokenizer = load_tokenizer(policy)

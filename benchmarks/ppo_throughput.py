@@ -91,7 +91,7 @@ def cases(given: argparse.Namespace, made: Path) -> list[Case]:
         return [case("given", given.model, given.reward, read_prompts(given.prompts), given)]
     found = []
     if "random" in given.cases:
-        policy, reward = make_models(given.pairs, made)
+        policy, reward = make_models(given.pairs, made, given.vocabulary)
         texts = [pair["prompt"] for pair in read_pairs(given.pairs)[0]]
         found.append(case("random", policy, reward, texts, given))
     if "sft" in given.cases:
@@ -242,6 +242,7 @@ def arguments() -> argparse.Namespace:
     add("--cases", nargs="+", choices=("random", "sft"), default=["random", "sft"])
     add("--pairs", type=Path, default=ROOT.parent / "shared/data/hh-harmless.jsonl.gz",
         help="text of the random model's tokenizer, and its prompts")  # fmt: skip
+    add("--vocabulary", type=int, default=4096, help="of the random model's projection")
     add("--model", type=Path, help="policy and tokenizer, instead of the two cases")
     add("--reward", type=Path, help="with --model: folder of the reward model")
     add("--prompts", type=Path, help="with --model: .jsonl, a `prompt` a row")
