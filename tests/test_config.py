@@ -22,6 +22,8 @@ from betaflow.config import (
     unlabelled_arms,
 )
 from betaflow.errors import UserError
+from betaflow.evaluation.power import prompts_needed
+from betaflow.evaluation.promotion import simultaneous
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -146,6 +148,25 @@ def test_every_engine_of_vllms_wants_heads_that_it_can_run(
         put(values, f"{other}.engine", "vllm" if other == stage else "hf")
     with pytest.raises(UserError, match="vLLM's attention on a CPU"):
         parse_params(values)
+
+
+PRESETS = sorted(Path(__file__).resolve().parents[1].glob("presets/*.yaml"))
+
+
+@pytest.mark.parametrize("path", [Path("params.yaml"), *PRESETS], ids=lambda path: path.stem)
+def test_every_preset_asks_for_the_prompts_that_its_promotion_needs(
+    repository: Path, path: Path
+) -> None:
+    found = parse_params(yaml.safe_load((repository / path).read_text()))
+    assert found.promotion.detect is not None
+    chosen_from = [arm for arm in arms(found) if arm.method in found.promotion.methods]
+    needed = prompts_needed(
+        **found.promotion.detect.model_dump(),
+        completions=len(found.sample.seeds),
+        correlation=0.25,  # the default run's highest is 0.23
+        confidence=simultaneous(found.compare.confidence, len(chosen_from)),
+    )
+    assert needed <= found.sample.prompts
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pandas as pd
 from betaflow.config import Arm, Params
 from betaflow.errors import UserError
 from betaflow.evaluation.calibration import calibration
+from betaflow.evaluation.promotion import simultaneous
 from betaflow.io import atomic_file, read_json, read_jsonl, write_json
 from betaflow.report.estimates import (
     KL_TEMPERATURE,
@@ -95,7 +96,7 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
         "fingerprints": {name: about.get("fingerprint") for name, about in summaries.items()},
         "leads": tidy(leads(best, models, samples, params)),
         "pairwise": tidy(pairs),
-        "power": tidy(_power(best, samples, params)),
+        "power": tidy(_power(best, models, samples, params)),
         "benchmarks": _about_benchmarks(benchmarks),
         "alignment_tax": tidy(tax),
         "reward_model": tidy(_reward_model(out, params.compare.confidence)),
@@ -146,12 +147,16 @@ def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     return rows
 
 
-def _power(arm: str, samples: Mapping[str, pd.DataFrame], params: Params) -> dict[str, Any]:
-    """`power` by an arm's verdicts at the headline's temperature."""
+def _power(
+    arm: str, models: Sequence[Arm], samples: Mapping[str, pd.DataFrame], params: Params
+) -> dict[str, Any]:
+    """`power` of a promotion's intervals by an arm's verdicts at the headline's temperature."""
     here = [headline_temperature(params)]
     own, sft = (at(inside(samples, name), here) for name in (arm, SFT))
     verdicts = judged(own, sft, params.compare, SFT)
-    return power(arm, verdicts, params.compare.confidence, params.promotion.detect)
+    could_be_chosen = sum(model.method in params.promotion.methods for model in models)
+    confidence = simultaneous(params.compare.confidence, max(1, could_be_chosen))
+    return power(arm, verdicts, confidence, params.promotion.detect)
 
 
 def _reward_model(out: Path, confidence: float) -> dict[str, Any] | None:

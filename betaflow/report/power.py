@@ -30,10 +30,10 @@ def power(
         detect: `promotion.detect`; None: `DEFAULT`.
 
     Returns:
-        `arm`; `prompts`, those with a verdict, and of them the `ties`, `completions` a prompt and
-        their `correlation` (`evaluation.power.pilot`); `detect` and `power`; `rows`, of each
-        win rate the prompts `needed` (NaN where so many ties leave no room for it) and the `chance`
-        with the prompts at hand (NaN with fewer than two).
+        `arm`; the `confidence`; `prompts`, those with a verdict, and of them the `ties`,
+        `completions` a prompt and their `correlation` (`evaluation.power.pilot`); `detect` and
+        `power`; `rows`, of each win rate the prompts `needed` (NaN where so many ties leave no room
+        for it) and the `chance` with the prompts at hand (NaN with fewer than two).
     """
     aim = detect or DEFAULT
     known = verdicts.dropna(subset="preference")
@@ -41,6 +41,7 @@ def power(
     prompts = int(known["prompt_id"].nunique())
     return {
         "arm": arm,
+        "confidence": confidence,
         "detect": aim.win_rate,
         "power": aim.power,
         "prompts": prompts,
@@ -113,6 +114,7 @@ def power_section(document: Mapping[str, Any]) -> dict[str, Any]:
         "ties": text.number(100 * about["ties"], 0),
         "correlation": text.number(about["correlation"], 2),
         "power": f"{about['power']:.0%}",
+        "level": f"{100 * about['confidence']:.3g}%",
         "rows": [
             {
                 "rate": text.number(100 * row["win_rate"], 0),

@@ -119,6 +119,9 @@ def test_every_method_is_an_arm_like_the_others(workspace: Workspace, tmp_path: 
     assert document["ppo_arm"] == PPO
     assert len(document["leads"]) == 11
     assert all("best_of_n" not in row["arm"] for row in document["leads"])
+    # Two arms of each could be promoted, and power is that of an interval for all four.
+    assert params.promotion.methods == ["dpo", "ppo"]
+    assert document["power"]["confidence"] == pytest.approx(1 - 0.05 / 4, abs=1e-6)
     drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
     trained = ("dpo", "ipo", "slic", "preferred_ft", "unlikelihood", "ppo", "ppo_gt")
     whole = {"alignment_tax", "pairwise", "reward_kl", "reward_model", "win_rate"}

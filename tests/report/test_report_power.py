@@ -88,3 +88,4 @@ def test_the_section() -> None:
     many = power_section({"power": about([1.0, 0.0] * 200), "temperature": 1.0})
     assert many["rows"][-1]["chance"] == "> 99%"
     assert (section["prompts"], section["completions"], section["ties"]) == ("40", "1.0", "0")
+    assert section["level"] == "95%"
