@@ -13,6 +13,21 @@ from betaflow.policy.linear import linear, multiply
 # Logits in memory at once, float32 values (64 MiB). More positions than fit are computed in
 # chunks, and again in the backward pass.
 CHUNK = 16 * 2**20
+# What is done to logits one by one is done to so many at a time (1 MiB), while they are in a core's
+# cache: several times as fast with a large vocabulary.
+CACHED = 2**18
+
+
+def row_slices(matrix: torch.Tensor) -> list[slice]:
+    """Slices of a matrix's rows, a processor's cache full each; on a GPU one of them all."""
+    count, width = matrix.shape
+    size = max(1, CACHED // width) if matrix.device.type == "cpu" else max(1, count)
+    return [slice(start, start + size) for start in range(0, max(1, count), size)]
+
+
+def log_softmax_(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of logits, `(positions, vocabulary)`, in place."""
+    return torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)  # type: ignore[no-any-return]
 
 
 class Head(NamedTuple):
@@ -73,7 +88,8 @@ class _TokenLogps(torch.autograd.Function):
                 part = slice(start, start + rows)
                 logits = _logits(states[part], matrix, offset, cap)
                 raw = logits.gather(1, targets[part, None])
-                torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)  # in place
+                for some in row_slices(logits):
+                    log_softmax_(logits[some])
                 found = logits.gather(1, targets[part, None])
                 logps[part], normalisers[part] = found[:, 0], (raw - found)[:, 0]
                 kept = logits if keep else None
@@ -96,13 +112,16 @@ class _TokenLogps(torch.autograd.Function):
                 some = slice(first, first + tile)
                 matrix = weight[some].to(ctx.kind)
                 offset = None if bias is None else bias[some].to(ctx.kind)
-                slope, every = None, kept
-                if every is None or ctx.cap is not None:
+                slope, by = None, kept
+                if kept is None or ctx.cap is not None:
                     logits = _logits(states, matrix, offset, ctx.cap)
                     if ctx.cap is not None:
                         slope = 1 - (logits / ctx.cap).square()
-                    every = logits.sub_(normalisers[:, None]) if kept is None else kept
-                by = every.exp_().mul_(-gradient[:, None])
+                    by = logits if kept is None else kept
+                for rows in row_slices(by):
+                    if kept is None:
+                        by[rows].sub_(normalisers[rows, None])
+                    by[rows].exp_().mul_(-gradient[rows, None])
                 here = (targets >= first) & (targets < first + tile)
                 by[here, targets[here] - first] += gradient[here]
                 if slope is not None:
@@ -114,7 +133,7 @@ class _TokenLogps(torch.autograd.Function):
                     for_hidden += multiply(by, matrix.t())
                 if for_weight is not None:
                     for_weight[some] = multiply(by.t(), states.t())
-                del by, every  # before the next tile's
+                del by  # before the next tile's
         return (
             *(
                 None if found is None else found.to(of.dtype)

@@ -1,18 +1,28 @@
 """Float32 linear layers on the CPU by oneDNN.
 
 torch multiplies float32 matrices on x86 with MKL, which keeps to AVX2 on processors that are not
-Intel's: there oneDNN, which torch brings too, is nearly twice as fast (benchmarks/linear.py).
+Intel's: there oneDNN, which torch brings too, is nearly twice as fast. On Intel's own MKL is the
+faster one, and stays (benchmarks/linear.py).
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+BOTH = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+
+def _intel() -> bool:
+    about = Path("/proc/cpuinfo")
+    return about.exists() and "GenuineIntel" in about.read_text(encoding="utf-8", errors="replace")
+
+
+ONEDNN = BOTH and not _intel()
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from betaflow.data.tokenise import Batch, Encoded, collate
-from betaflow.policy.head import CHUNK, head_of
+from betaflow.policy.head import CHUNK, head_of, log_softmax_, row_slices
+from betaflow.policy.lanes import side_by_side
 from betaflow.policy.loading import autocast, device
 
 
@@ -95,10 +97,15 @@ def _logits_of(
 def _statistics(
     ours: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    ours, theirs = torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1)
-    chances = ours.exp()
-    taken = (one.gather(-1, targets[:, None]).squeeze(-1) for one in (ours, theirs))
-    return *taken, -(chances * ours).sum(-1), (chances * (ours - theirs)).sum(-1)
+    """Of two models' logits, `(positions, vocabulary)`, which are overwritten."""
+    found = []
+    for rows in row_slices(ours):
+        one, other = log_softmax_(ours[rows]), log_softmax_(theirs[rows])
+        taken = (each.gather(-1, targets[rows, None]).squeeze(-1) for each in (one, other))
+        chances = one.exp()
+        entropy = -torch.linalg.vecdot(chances, one)
+        found.append((*taken, entropy, torch.linalg.vecdot(chances, one.sub_(other))))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 def _slices(count: int, size: int) -> list[slice]:
@@ -117,7 +124,6 @@ def by_length(sequences: list[Encoded], size: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-@torch.no_grad()
 def in_batches(
     compute: Callable[[Batch], torch.Tensor],
     sequences: list[Encoded],
@@ -128,8 +134,12 @@ def in_batches(
 ) -> torch.Tensor:
     """`compute`, one value a sequence, for any number of sequences: on the CPU, in their order."""
     found = torch.zeros(len(sequences))
-    for group in by_length(sequences, batch_size):
+
+    @torch.no_grad()
+    def fill(group: list[int]) -> None:
         batch = collate([sequences[i] for i in group], pad).to(device())
         with autocast(precision):
             found[group] = compute(batch).cpu()
+
+    side_by_side([partial(fill, group) for group in by_length(sequences, batch_size)])
     return found

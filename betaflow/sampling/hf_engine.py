@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from betaflow.data.tokenise import Encoded, collate
+from betaflow.policy.lanes import side_by_side
 from betaflow.policy.loading import device, load_policy, load_tokenizer
 from betaflow.policy.logps import by_length, scatter, token_logits
 from betaflow.sampling.decode import Drawn, decode, decodes, generate
@@ -36,7 +38,6 @@ class HFEngine:
             batch_size,
         )
 
-    @torch.inference_mode()
     def generate(self, requests: list[Request]) -> list[Completion]:
         """Draw in batches of one temperature and budget."""
         found: list[Completion | None] = [None] * len(requests)
@@ -45,13 +46,18 @@ class HFEngine:
             kinds.setdefault((request.temperature, request.max_new_tokens), []).append(index)
         for (temperature, budget), members in kinds.items():
             encoded = [Encoded(requests[i].prompt_ids, []) for i in members]
-            for group in by_length(encoded, self.batch_size):
-                batch = [members[i] for i in group]
-                drawn = self._draw([requests[i] for i in batch], temperature, budget)
-                for index, completion in zip(batch, drawn, strict=True):
+            groups = [[members[i] for i in g] for g in by_length(encoded, self.batch_size)]
+            jobs = [
+                partial(self._draw, [requests[i] for i in g], temperature, budget) for g in groups
+            ]
+            # `generate` draws by torch's own generator, which threads would share.
+            drawn = side_by_side(jobs) if decodes(self.model) else [job() for job in jobs]
+            for group, completions in zip(groups, drawn, strict=True):
+                for index, completion in zip(group, completions, strict=True):
                     found[index] = completion
         return [completion for completion in found if completion is not None]
 
+    @torch.inference_mode()
     def _draw(self, requests: list[Request], temperature: float, budget: int) -> list[Completion]:
         draw = decode if decodes(self.model) else generate
         drawn = draw(

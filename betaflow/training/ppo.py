@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from betaflow.objectives.ppo import (
     whiten,
 )
 from betaflow.policy.flops import forward_flops
+from betaflow.policy.lanes import side_by_side
 from betaflow.policy.loading import autocast, device
 from betaflow.policy.logps import token_logps, token_statistics
 from betaflow.policy.rewards import token_values
@@ -44,6 +46,7 @@ START_KL = 1e-3  # nats a completion: float error of two forward passes, generou
 
 Score = Callable[[list[Encoded]], torch.Tensor]
 Rows = Sequence[dict[str, Any]]
+Gradients = list[torch.Tensor | None]  # a parameter each; None: it played no part
 
 
 class Models(NamedTuple):
@@ -240,7 +243,9 @@ def _score(
     batch = collate(episodes, pad).to(device())
     mask = batch.completion_mask[:, 1:]
     logps, theirs, entropy, kl, values = (torch.zeros(mask.shape, device=device()) for _ in "12345")
-    for rows in torch.arange(len(episodes), device=device()).split(settings.micro_batch_size):
+
+    @torch.no_grad()
+    def fill(rows: torch.Tensor) -> None:
         part = _cut(batch, rows)
         width = part.input_ids.shape[1] - 1
         with autocast(precision):
@@ -248,6 +253,9 @@ def _score(
             values[rows, :width] = _values(models.critic, part, critic_scale)
         for store, value in zip((logps, theirs, entropy, kl), tokens, strict=True):
             store[rows, :width] = value
+
+    split = torch.arange(len(episodes), device=device()).split(settings.micro_batch_size)
+    side_by_side([partial(fill, rows) for rows in split])
     scores = reward.scale.normalise(reward.score(episodes).to(device()))
     scores = scores - settings.missing_eos_penalty * (~finished).float()
     rewards = token_rewards(scores, logps, theirs, mask, beta=coefficient)
@@ -293,24 +301,31 @@ def _improve(
     start: dict[str, float] = {}
     weight = settings.epochs * float(rollout.mask.sum())
     norms: list[float] = []
+    learners = [models.critic] if warming else [models.policy, models.critic]
+    learnt = [parameter for model in learners for parameter in model.parameters()]
     for rows in _minibatches(len(rollout.mask), settings, seed):
-        total = rollout.mask[rows].sum()
-        for part in _parts(rollout, rows, settings.micro_batch_size):
-            with autocast(precision):
-                with torch.set_grad_enabled(not warming):
-                    logps = token_logps(models.policy, part.batch)
-                values = _values(models.critic, part.batch, critic_scale)
-            loss = ppo_loss(
-                logps, part.logps, part.advantages, values, part.values, part.returns, part.mask,
-                clip=settings.clip, value_clip=settings.value_clip,
-            )  # fmt: skip
-            value = settings.value_coefficient * loss.value
-            share = part.mask.sum()
-            (share / total * (value if warming else loss.policy + value)).backward()
-            for key, figure in loss._asdict().items():
-                sums[key] = sums.get(key, 0.0) + float(figure.detach() * share) / weight
+        tokens = float(rollout.mask[rows].sum())
+        parts = list(_parts(rollout, rows, settings.micro_batch_size))
+        # Two sums of gradients, always the same two, so that threads don't change the result.
+        halves = [parts[0::2], parts[1::2]] if device().type == "cpu" else [parts]
+        lanes = side_by_side(
+            [
+                partial(
+                    _gradients, models, critic_scale, half, tokens, learnt, settings, warming,
+                    precision,
+                )
+                for half in halves
+            ]
+        )  # fmt: skip
+        for found, figures in lanes:
+            for parameter, gradient in zip(learnt, found, strict=True):
+                if gradient is not None:
+                    before = parameter.grad
+                    parameter.grad = gradient if before is None else before.add_(gradient)
+            for key, figure in figures.items():
+                sums[key] = sums.get(key, 0.0) + figure / weight
                 if not norms:
-                    start[key] = start.get(key, 0.0) + float(figure.detach() * share / total)
+                    start[key] = start.get(key, 0.0) + figure / tokens
         norms.append(optimizer_step(optimizer, rate, settings.max_grad_norm))
     return {
         "policy_loss": sums["policy"],
@@ -322,6 +337,39 @@ def _improve(
         "clip_start": start["clip_fraction"],
         "grad_norm": sum(norms) / len(norms),
     }
+
+
+def _gradients(
+    models: Models,
+    critic_scale: Scale,
+    parts: list[Rollout],
+    tokens: float,
+    learnt: list[nn.Parameter],
+    settings: PPOTraining,
+    warming: bool,
+    precision: str,
+) -> tuple[Gradients, dict[str, float]]:
+    """Gradients of the loss of some micro-batches, their share of `tokens`; figures x tokens."""
+    total: Gradients = [None] * len(learnt)
+    figures: dict[str, float] = {}
+    for part in parts:
+        with autocast(precision):
+            with torch.set_grad_enabled(not warming):
+                logps = token_logps(models.policy, part.batch)
+            values = _values(models.critic, part.batch, critic_scale)
+        loss = ppo_loss(
+            logps, part.logps, part.advantages, values, part.values, part.returns, part.mask,
+            clip=settings.clip, value_clip=settings.value_clip,
+        )  # fmt: skip
+        value = settings.value_coefficient * loss.value
+        share = float(part.mask.sum())
+        whole = share / tokens * (value if warming else loss.policy + value)
+        for place, found in enumerate(torch.autograd.grad(whole, learnt, allow_unused=True)):
+            before = total[place]
+            total[place] = found if before is None or found is None else before.add_(found)
+        for key, figure in loss._asdict().items():
+            figures[key] = figures.get(key, 0.0) + float(figure.detach()) * share
+    return total, figures
 
 
 def _minibatches(count: int, settings: PPOTraining, seed: int) -> Iterator[torch.Tensor]:

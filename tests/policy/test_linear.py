@@ -8,8 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from betaflow.policy import linear as module
 from betaflow.policy.linear import Linear, linear, use_onednn
 from betaflow.policy.loading import load_policy, load_reward_model
+
+
+@pytest.fixture(autouse=True)
+def _by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every processor, Intel's too, where it is not what betaflow takes."""
+    monkeypatch.setattr(module, "ONEDNN", module.BOTH)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -198,3 +198,19 @@ def test_flops_and_tokens_by_hand(tiny: Path, params: Params) -> None:
     scoring += 2 * weights + 2 * backbone
     update = 3 * 3 * (2 * weights + 2 * backbone)
     assert row["flops"] == pytest.approx(tokens * (rollout + scoring + update), rel=1e-9)
+
+
+def test_two_threads_do_what_one_does_bit_by_bit(tiny: Path, params: Params) -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            models = three(tiny)
+            rows = run(models, tiny, params, micro_batch_size=6, label=f"threads-{threads}")
+            weights = [p for model in (models.policy, models.critic) for p in model.parameters()]
+            found.append((rows, [weight.detach() for weight in weights]))
+    finally:
+        torch.set_num_threads(before)
+    (rows, weights), (others_rows, others) = found
+    assert rows == others_rows
+    assert all(torch.equal(*pair) for pair in zip(weights, others, strict=True))
