@@ -28,7 +28,7 @@ GridNumber = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
 GridNumberOrZero = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
 GridShare = Annotated[int, Field(gt=0, le=1)] | Annotated[float, Field(gt=0, le=1)]
 
-PairMethod = Literal["dpo", "ipo", "slic"]  # arms of stage `dpo`
+PairMethod = Literal["dpo", "ipo", "slic", "online_dpo"]  # arms of stage `dpo`
 PPOMethod = Literal["ppo", "ppo_gt"]  # arms of stage `ppo`
 Scorer = Literal["reward_model", "gold"]
 ModelMethod = Literal["sft", PairMethod, "preferred_ft", "unlikelihood", PPOMethod]
@@ -37,6 +37,7 @@ Method = Literal[ModelMethod, "best_of_n"]
 STAGES: dict[str, str] = {  # the stage that trains a method, where its name is not the method's
     "ipo": "dpo",
     "slic": "dpo",
+    "online_dpo": "dpo",
     "preferred_ft": "unlikelihood",
     "ppo_gt": "ppo",
 }
@@ -288,11 +289,20 @@ class DPOTraining(PairTraining):
 
     def of(self, method: PairMethod) -> DPOTraining:
         """These settings with the method's loss: for IPO and SLiC as published, without options."""
-        if method == "dpo":
+        if method in ("dpo", "online_dpo"):
             return self
         losses: dict[str, LossName] = {"ipo": "ipo", "slic": "hinge"}
         plain = {"label_smoothing": 0.0, "length_normalised": False, "margin": 0.0}
         return self.model_copy(update={"loss": losses[method], **plain})
+
+
+class OnlineSettings(Section):
+    """What online DPO draws; all else is as `DPOTraining` says, but for its passes and batches."""
+
+    steps: Count
+    prompts: Count
+    draws: Annotated[int, Field(ge=2)]
+    max_new_tokens: Count
 
 
 class DPOSettings(Section):
@@ -300,6 +310,13 @@ class DPOSettings(Section):
 
     grid: DPOGrid
     training: DPOTraining
+    online: OnlineSettings
+
+    @model_validator(mode="after")
+    def _online_in_one_process(self) -> DPOSettings:
+        if "online_dpo" in self.grid.method and self.training.processes > 1:
+            raise ValueError("online_dpo draws its pairs in one process: set training.processes: 1")
+        return self
 
 
 class UnlikelihoodSettings(Section):
@@ -621,6 +638,10 @@ class Params(BaseModel):
     def _gold_reward_exists(self) -> Params:
         if self.data.source == "world":
             return self
+        if "online_dpo" in self.dpo.grid.method:
+            raise ValueError(
+                "dpo.grid.method: online_dpo is of the embedded world alone (gold reward)"
+            )
         if "ppo_gt" in self.ppo.grid.method:
             raise ValueError("ppo.grid.method: ppo_gt is of the embedded world alone (gold reward)")
         if "gold" in self.best_of_n.grid.scorer:

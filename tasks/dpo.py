@@ -1,4 +1,4 @@
-"""Stage `dpo`: one arm of Direct Preference Optimization, IPO or SLiC -> out/dpo/<arm>."""
+"""Stage `dpo`: one arm of DPO, on given pairs or online, of IPO or SLiC -> out/dpo/<arm>."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from betaflow.config import Arm, PairMethod, load_params
 from betaflow.training.dpo import dpo_objective
 from tasks._arguments import grid_arguments
 from tasks._main import run
+from tasks._online import train_online
 from tasks._pairs import train_arm
 
 GRID = ("method", "beta", "learning_rate", "seed")
@@ -18,9 +19,12 @@ def main(arguments: argparse.Namespace | None = None) -> None:
     """Train the arm that the command line names."""
     params = load_params()
     given = arguments or grid_arguments(__doc__, GRID, methods=get_args(PairMethod))
-    settings = params.dpo.training.of(given.method)
+    arm, settings = Arm(**vars(given)), params.dpo.training.of(given.method)
+    if arm.method == "online_dpo":
+        train_online(params, arm)
+        return
     objective = dpo_objective(settings, float(given.beta))
-    train_arm(params, Arm(**vars(given)), settings, objective, options=settings.model_dump())
+    train_arm(params, arm, settings, objective, options=settings.model_dump())
 
 
 if __name__ == "__main__":

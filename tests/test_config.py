@@ -150,6 +150,14 @@ def test_every_engine_of_vllms_wants_heads_that_it_can_run(
         parse_params(values)
 
 
+def test_online_dpo_is_of_one_process(values: dict[str, Any]) -> None:
+    put(values, "dpo.grid.method", ["dpo", "online_dpo"])
+    parse_params(values)
+    put(values, "dpo.training.processes", 2)
+    with pytest.raises(UserError, match="draws its pairs in one process"):
+        parse_params(values)
+
+
 PRESETS = sorted(Path(__file__).resolve().parents[1].glob("presets/*.yaml"))
 
 
@@ -173,6 +181,7 @@ def test_every_preset_asks_for_the_prompts_that_its_promotion_needs(
     ("key", "value", "message"),
     [
         ("ppo.grid.method", ["ppo", "ppo_gt"], "ppo_gt is of the embedded world alone"),
+        ("dpo.grid.method", ["online_dpo"], "online_dpo is of the embedded world alone"),
         ("best_of_n.grid.scorer", ["gold"], "gold is of the embedded world alone"),
     ],
 )
@@ -283,7 +292,11 @@ def test_arms_are_named_as_dvc_names_their_outputs(
     from dvc.repo import Repo
 
     trained = {"learning_rate": [1.0e-6, 0.001], "seed": [0, 3]}
-    values["dpo"]["grid"] = {"method": ["dpo", "ipo", "slic"], "beta": [0.1, 1, 2.0], **trained}
+    values["dpo"]["grid"] = {
+        "method": ["dpo", "slic", "online_dpo"],
+        "beta": [0.1, 1, 2.0],
+        **trained,
+    }
     values["unlikelihood"]["grid"] = {"alpha": [0, 0.05, 1.0], **trained}
     ppo = {"method": ["ppo", "ppo_gt"], "beta": [0.1, 1], "target_kl": [0, 0.5, 6.0]}
     values["ppo"]["grid"] = {**ppo, **trained}

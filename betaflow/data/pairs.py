@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def sampled_pairs(
                     if texts[first] == texts[second] or not (texts[first] and texts[second]):
                         counts["dropped_equal_or_empty"] += 1
                         continue
-                    chosen, rejected = _label(rewards, first, second, rng)
+                    chosen, rejected = bradley_terry_label(rewards, first, second, rng)
                     counts["label_against_gold"] += rewards[chosen] < rewards[rejected]
                     rows.append(_row(prompt, drawn, rewards, chosen, rejected))
             done = min(start + CHUNK, len(prompts))
@@ -82,8 +82,14 @@ def _draw(
     return [(prompt, drawn[i * draws : (i + 1) * draws]) for i, prompt in enumerate(prompts)]
 
 
-def _label(rewards: list[float], first: int, second: int, rng: random.Random) -> tuple[int, int]:
-    """Draw which of two completions is preferred, with probability sigma(r_1 - r_2)."""
+def bradley_terry_label(
+    rewards: Sequence[float], first: int, second: int, rng: random.Random
+) -> tuple[int, int]:
+    """Draw which of two completions is preferred, with probability sigma(r_1 - r_2).
+
+    Returns:
+        The places of the preferred one and of the other.
+    """
     import torch
 
     gap = torch.tensor([rewards[first], rewards[second]], dtype=torch.float64)

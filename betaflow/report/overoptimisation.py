@@ -48,6 +48,7 @@ FIT_COLUMNS += [
     for name in ("unseen_curve", "extrapolation")
     for key in ("rmse", "r2", "points", "reason")
 ]
+GOLD_TRAINED = ("ppo_gt", "online_dpo")  # the gold reward judged what they drew in training
 NO_GOLD = "the gold reward is known in the embedded world alone"
 
 Document = dict[str, Any]
@@ -89,14 +90,14 @@ def overoptimisation(
 
 
 def _judge(arm: Arm) -> str:
-    """The reward by which a policy is judged: one that it was not trained on."""
-    return "second_gold" if arm.method == "ppo_gt" else "gold_reward"
+    """The reward by which a policy is judged: one that its own draws were not trained on."""
+    return "second_gold" if arm.method in GOLD_TRAINED else "gold_reward"
 
 
 def _proxies(arm: Arm) -> tuple[str, ...]:
     """The rewards that stood in for the judge's in training, or would have."""
-    if arm.method == "ppo_gt":
-        return ("gold_reward",)
+    if arm.method in GOLD_TRAINED:
+        return ("gold_reward", "implicit") if arm.stage == "dpo" else ("gold_reward",)
     return ("reward_model", "implicit") if arm.stage == "dpo" else ("reward_model",)
 
 

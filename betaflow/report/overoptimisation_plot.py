@@ -17,6 +17,7 @@ from betaflow.report.canvas import new_figure
 from betaflow.report.curves import ENDS
 from betaflow.report.estimates import Row
 from betaflow.report.methods import LOOKS, colours, label, setting
+from betaflow.report.overoptimisation import GOLD_TRAINED
 
 DISTANCE = r"√KL(π ‖ π$_\mathrm{ref}$), nats$^{1/2}$"
 INK = "#1b1f24"
@@ -96,7 +97,7 @@ def draw_second(document: Document) -> Figure:
     shades = _shades(document)
     axes.axline((0, 0), slope=1, color=INK, linewidth=0.9, linestyle=":")
     for group in document["groups"]:
-        faint = group["method"] != "ppo_gt"
+        faint = group["method"] not in GOLD_TRAINED
         for looks in _looks(document, group):
             gold, second = ([r[f"{n}_gain"] for r in looks] for n in ("gold_reward", "second_gold"))
             _way(axes, gold, second, group, shades, alpha=0.3 if faint else 1.0)

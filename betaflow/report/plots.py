@@ -33,13 +33,15 @@ CURVES: dict[str, dict[str, str]] = {  # by method, the metrics of its training 
     "dpo": PAIR_CURVES,
     "ipo": PAIR_CURVES | {"loss": "loss"},
     "slic": PAIR_CURVES | {"loss": "loss"},
+    "online_dpo": {"reward/score": "gold reward", "log_ratio": "KL from SFT (nats)"},
     "preferred_ft": PAIR_CURVES,
     "unlikelihood": PAIR_CURVES,
     "ppo": {"reward/score": "reward model's score", "kl": "KL from SFT (nats)"},
     "ppo_gt": {"reward/score": "gold reward", "kl": "KL from SFT (nats)"},
 }
 # By method, what its arms are joined in the order of.
-SWEPT = {"dpo": "beta", "ipo": "beta", "slic": "beta", "unlikelihood": "alpha", "best_of_n": "n"}
+SWEPT = dict.fromkeys(("dpo", "ipo", "slic", "online_dpo"), "beta")
+SWEPT |= {"unlikelihood": "alpha", "best_of_n": "n"}
 # By judge, the score that is drawn.
 REWARDS = {"gold": "gold reward", "reward_model": "reward model's score"}
 REWARDS["llm"] = REWARDS["reward_model"]

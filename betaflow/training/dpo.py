@@ -120,20 +120,10 @@ def train_dpo(
         return [pairs.tree(together[i]) for i in batch]
 
     def update(step: int) -> dict[str, float]:
-        scorer.train()
-        trees = trees_of(step)
-        indices = _pairs_of(trees)
-        table = _pass(scorer, pairs, trees, settings, objective, precision, learn=True)
-        _require_finite(table, pairs, indices)
-        if step == 0:
-            require_reference(table, pairs, indices, settings, objective, precision)
-        rate = learning_rate(settings, peak_rate, step, steps)
-        row = {
-            **_means(table, ""),
-            "grad_norm": optimizer_step(optimizer, rate, settings.max_grad_norm),
-            "learning_rate": rate,
-            "tokens": sum(s.length for one in trees for s in one.sequences),
-        }
+        row = pairs_step(
+            scorer, pairs, trees_of(step), settings, objective, optimizer, step, steps, peak_rate,
+            precision,
+        )  # fmt: skip
         if settings.eval_every and (step + 1) % settings.eval_every == 0:
             row |= evaluate(scorer, held_out, settings, objective, precision)
         if show_samples and settings.sample_every and (step + 1) % settings.sample_every == 0:
@@ -164,6 +154,39 @@ def train_dpo(
             f"step, with the weights of {checkpoints.newest(label)}; look at those pairs, or lower "
             "the learning rate"
         ) from None
+
+
+def pairs_step(
+    scorer: Scorer,
+    pairs: ReferencedPairs,
+    trees: Sequence[Tree],
+    settings: DPOTraining,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    steps: int,
+    peak_rate: float,
+    precision: str,
+) -> dict[str, float]:
+    """Optimizer step `step` of `steps`, on the pairs of some trees; its metrics.
+
+    Raises:
+        UserError: at step 0, where policy and reference must be the same, they are not.
+        NotFinite: a loss or a gradient is not.
+    """
+    scorer.train()
+    indices = _pairs_of(trees)
+    table = _pass(scorer, pairs, trees, settings, objective, precision, learn=True)
+    _require_finite(table, pairs, indices)
+    if step == 0:
+        require_reference(table, pairs, indices, settings, objective, precision)
+    rate = learning_rate(settings, peak_rate, step, steps)
+    return {
+        **_means(table, ""),
+        "grad_norm": optimizer_step(optimizer, rate, settings.max_grad_norm),
+        "learning_rate": rate,
+        "tokens": sum(s.length for one in trees for s in one.sequences),
+    }
 
 
 def _pairs_of(trees: Sequence[Tree]) -> list[int]:

@@ -80,6 +80,9 @@ def metric_rows(arm: Arm) -> list[dict[str, Any]]:
             "loss": 0.69 - 0.25 * (1 - np.exp(-i / 60)) / (1 + beta / 3) + random.normal() / 50,
             "rewards/margin": beta * (1 - np.exp(-i / 60)) + random.normal() / 20,
             "rewards/accuracy": 0.5 + 0.25 * (1 - np.exp(-i / 40)) + random.normal() / 30,
+            **(
+                {"reward/score": i / 100, "log_ratio": i / 80} if arm.method == "online_dpo" else {}
+            ),
         }
         for i in range(200)
     ]
@@ -133,7 +136,8 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
             "ppo": {"beta": [0.1], "learning_rate": [0.0003]},
         }
         if every_method:
-            points["dpo"] |= {"method": ["dpo", "ipo", "slic"], "beta": [0.1, 1.0]}
+            pair_methods = ["dpo", "ipo", "slic", "online_dpo"]
+            points["dpo"] |= {"method": pair_methods, "beta": [0.1, 1.0]}
             points["unlikelihood"] = {"alpha": [0, 0.5], "learning_rate": [0.001]}
             points["ppo"] |= {"method": ["ppo", "ppo_gt"], "target_kl": [0, 6]}
             points["best_of_n"] = {"n": [4, 16]}

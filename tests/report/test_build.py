@@ -103,7 +103,7 @@ def test_every_method_is_an_arm_like_the_others(workspace: Workspace, tmp_path: 
     temperatures: dict[str, list[float]] = {}
     for row in rows:
         temperatures.setdefault(row["arm"], []).append(row["temperature"])
-    assert len(temperatures) == 1 + 3 * 2 + 2 + 2 * 2 + 2 * 2
+    assert len(temperatures) == 1 + 4 * 2 + 2 + 2 * 2 + 2 * 2
     for arm, found in temperatures.items():
         assert found == ([1.0] if arm.startswith("best_of_n") else [0.0, 0.5, 1.0])
     chosen = next(row for row in rows if row["arm"] == "best_of_n-gold-n16")
@@ -117,13 +117,13 @@ def test_every_method_is_an_arm_like_the_others(workspace: Workspace, tmp_path: 
     document = json.loads((tmp_path / "estimates.json").read_text())
     assert document["best"] == DPO
     assert document["ppo_arm"] == PPO
-    assert len(document["leads"]) == 11
+    assert len(document["leads"]) == 13
     assert all("best_of_n" not in row["arm"] for row in document["leads"])
     # Two arms of each could be promoted, and power is that of an interval for all four.
     assert params.promotion.methods == ["dpo", "ppo"]
     assert document["power"]["confidence"] == pytest.approx(1 - 0.05 / 4, abs=1e-6)
     drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
-    trained = ("dpo", "ipo", "slic", "preferred_ft", "unlikelihood", "ppo", "ppo_gt")
+    trained = ("dpo", "ipo", "slic", "online_dpo", "preferred_ft", "unlikelihood", "ppo", "ppo_gt")
     whole = {"alignment_tax", "pairwise", "reward_kl", "reward_model", "win_rate"}
     assert drawn == whole | {f"training_{method}" for method in trained}
 

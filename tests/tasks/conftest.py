@@ -30,6 +30,11 @@ def workspace(tiny: Path, repository: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny, tmp_path / "out/sft")
     write_jsonl(tmp_path / "out/data/prompts_eval.jsonl", [])  # of the curve, which is off
     tokenizer = load_tokenizer(tiny)
+    for name, first in (("train", 60), ("unlabelled", 70)):
+        prompts = [
+            {"id": f"{name}-{n}", "prompt": tokenizer.decode([first + n, 80])} for n in range(3)
+        ]
+        write_jsonl(tmp_path / f"out/data/prompts_{name}.jsonl", prompts)
     scorer = Scorer(load_policy(tiny), tokenizer.pad_token_id)
     for split, count in (("train", 40), ("eval", 10)):
         rows = []

@@ -58,6 +58,23 @@ def test_the_paper_s_other_losses_are_arms_of_dpo(
     assert {name: used[name] for name in expected} == expected
 
 
+def test_online_dpo_draws_its_own_pairs(here: Path) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    drawn = {"steps": 3, "prompts": 4, "draws": 3, "max_new_tokens": 12}
+    params["dpo"]["online"] = drawn
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    tasks.dpo.main(argparse.Namespace(method="online_dpo", beta=0.5, **POINT))
+    rows, about = result(here / "out/dpo/online_dpo-b0.5-lr0.001-s0")
+    assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-3)
+    assert rows[0]["log_ratio"] == pytest.approx(0, abs=1e-4)
+    assert all(0 < row["sampled_tokens"] <= 4 * 3 * 12 for row in rows)
+    assert about["train_flops"] == sum(row["flops"] for row in rows)
+    assert about["settings"]["online"] == drawn
+    # What is of passes over given pairs is no setting of it.
+    assert not {"epochs", "batch_size", "batch_of", "patience"} & set(about["settings"]["training"])
+    assert "eval/loss" in about["metrics"]
+
+
 @pytest.mark.parametrize(("alpha", "method"), [(0, "preferred_ft"), (0.5, "unlikelihood")])
 def test_unlikelihood_and_preferred_ft(here: Path, alpha: float, method: str) -> None:
     tasks.unlikelihood.main(argparse.Namespace(alpha=alpha, **POINT))
