@@ -36,7 +36,7 @@ def claimed(client: Any, model: str) -> Iterator[Callable[[], None]]:
 
     def still_ours() -> None:
         if time.monotonic() - since > HASTE:
-            raise UserError(f"the registry answered too slowly to move {model}'s alias; run again")
+            raise UserError(f"the registry answered too slowly to change {model} safely; run again")
 
     try:
         yield still_ours

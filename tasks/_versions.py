@@ -13,7 +13,7 @@ from typing import Any
 from betaflow.config import Arm, Params
 from betaflow.io import LOCAL
 from tasks._evidence import Evidence, inputs, model_files, write
-from tasks._registry import FOLDER, REPLACES, TAG, Registry
+from tasks._registry import FOLDER, IN_USE, REPLACES, TAG, Registry
 
 CARD = "README.md"
 LOGGED = "models:/"  # what the address of a logged model begins with, before its id
@@ -28,10 +28,10 @@ def register(
     found: Evidence,
     card: str,
 ) -> int:
-    """A version with these weights, this evidence and this card; its number.
+    """A version with these weights, this evidence and this card, reserved; its number.
 
-    One that holds the same already, and never became champion, gets the new card: weights are
-    not copied again each time a challenger is refused.
+    One that holds the same already, that no promotion is at and that never became champion, gets
+    the new card: weights are not copied again each time a challenger is refused.
     """
     tags = {
         f"{TAG}arm": arm.name,
@@ -43,10 +43,11 @@ def register(
     with tempfile.TemporaryDirectory(dir=LOCAL / "tmp") as place:
         file = Path(place, CARD)
         file.write_text(card, encoding="utf-8")
-        same = _unused(registry, tags)
+        same = registry.reserve(lambda: _unused(registry, tags))
         if same is not None:
-            registry.client.log_model_artifact(same.source.removeprefix(LOGGED), str(file))
-            return int(same.version)
+            found_as = registry.client.get_model_version(registry.model, str(same))
+            registry.client.log_model_artifact(found_as.source.removeprefix(LOGGED), str(file))
+            return same
         (evidence := Path(place, FOLDER)).mkdir()
         write(found, params, evidence)
         logged = _log_weights(params, arm, run_id, summary, Path(place))
@@ -54,22 +55,30 @@ def register(
         registry.client.log_model_artifacts(logged.model_id, str(evidence), FOLDER)
     _create(registry)
     version = registry.client.create_model_version(
-        registry.model, logged.model_uri, run_id, tags=tags, model_id=logged.model_id
+        registry.model,
+        logged.model_uri,
+        run_id,
+        tags=tags | {IN_USE: "true"},
+        model_id=logged.model_id,
     )
     return int(version.version)
 
 
-def _unused(registry: Registry, tags: Mapping[str, str]) -> Any:
-    """The newest version with these tags that was never about to become champion."""
+def _unused(registry: Registry, tags: Mapping[str, str]) -> int | None:
+    """The newest version with these tags that nobody uses and that was never about to be champion.
+
+    None: there is none.
+    """
     found = registry.client.search_model_versions(f"name = '{registry.model}'")
     fit = [
-        one
+        int(one.version)
         for one in found
         if one.source.startswith(LOGGED)  # not of a run's artifacts, as older versions are
         and REPLACES not in one.tags
+        and IN_USE not in one.tags
         and all(one.tags.get(key) == value for key, value in tags.items())
     ]
-    return max(fit, key=lambda one: int(one.version), default=None)
+    return max(fit, default=None)
 
 
 def _log_weights(

@@ -38,6 +38,14 @@ def champion() -> int | None:
     return None if found is None else found.number
 
 
+def told(number: int) -> tuple[str, str, str]:
+    """What a version, its arm's run and its description say of the decision."""
+    client = tracking.client()
+    version = client.get_model_version("betaflow", str(number))
+    run = client.get_run(version.run_id).data.tags
+    return version.tags["betaflow.decision"], run["betaflow.decision"], version.description
+
+
 def failed(decision: Decision) -> set[str]:
     return {rule.name for rule in decision.rules if not rule.held}
 
@@ -299,6 +307,8 @@ def test_a_claim_held_too_long_moves_nothing_and_one_left_behind_is_taken_away(
         with pytest.raises(UserError, match="too slowly"):
             promote_arm(sweep, BETTER)
     assert champion() == 1
+    assert told(2)[:2] == ("not moved", "not moved")
+    assert told(2)[2].startswith("**Not moved.** Every rule held against version 1")
     assert client.get_registered_model("betaflow").tags == {}
     client.set_registered_model_tag("betaflow", left, "")
     waited: list[float] = []
@@ -309,19 +319,60 @@ def test_a_claim_held_too_long_moves_nothing_and_one_left_behind_is_taken_away(
     assert client.get_registered_model("betaflow").tags == {}
 
 
+@pytest.mark.parametrize(("moved", "state"), [(False, "not moved"), (True, "accepted")])
+def test_what_is_recorded_of_a_registry_that_fails_is_what_the_alias_says(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch, moved: bool, state: str
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    assert promote_arm(sweep, GOOD).promoted
+    real = MlflowClient.set_registered_model_alias
+
+    def failing(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        if alias != "champion" or moved:
+            real(self, name, alias, version)
+        if alias == "champion":
+            raise MlflowException("the connection was lost")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", failing)
+    with pytest.raises(MlflowException, match="the connection was lost"):
+        promote_arm(sweep, BETTER)
+    assert champion() == (2 if moved else 1)
+    assert told(2)[:2] == (state, state)
+    assert (told(2)[2].startswith("**Promoted.**")) is moved
+
+
+def by_hand(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let somebody move `champion` in MLflow's UI while the promotions that come are at work."""
+    real = Registry.move_champion
+
+    def late(self: Registry, to: int, *, instead_of: int | None) -> None:
+        self.client.set_registered_model_alias(self.model, "champion", str(number))
+        real(self, to, instead_of=instead_of)
+
+    monkeypatch.setattr(_registry.Registry, "move_champion", late)
+
+
 def test_a_champion_that_changed_meanwhile_is_not_replaced(
     sweep: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert promote_arm(sweep, GOOD).promoted
-    real = Registry.move_champion
-
-    def late(self: Registry, to: int, *, instead_of: int | None) -> None:
-        # By hand, in MLflow's UI, while the promotion was at work.
-        self.client.set_registered_model_alias(self.model, "champion", str(to))
-        real(self, to, instead_of=instead_of)
-
-    monkeypatch.setattr(_registry.Registry, "move_champion", late)
+    assert not promote_arm(change(sweep, seeds=9), SAME).promoted
+    by_hand(monkeypatch, 2)
     decision = promote_arm(sweep, BETTER)
     assert failed(decision) == {"same_champion"}
     assert "changed meanwhile (now: version 2)" in decision.rules[-1].reason
-    assert registry().version(2).tags["betaflow.decision"] == "refused"  # type: ignore[union-attr]
+    assert told(3)[:2] == ("refused", "refused")
+    assert registry().holder("challenger").number == 3  # type: ignore[union-attr]
+
+
+def test_one_that_was_made_champion_by_hand_meanwhile_is_not_called_refused(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert promote_arm(sweep, GOOD).promoted
+    by_hand(monkeypatch, 2)
+    assert promote_arm(sweep, BETTER).promoted
+    assert told(2)[0] == "accepted"
+    assert registry().holder("challenger") is None
+    assert roll_back(sweep).version == 1

@@ -41,14 +41,14 @@ def trials(
     database: Path, tiny: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trials:
     script, folders = Path(__file__).with_name("promotion_trial.py"), {}
-    for kind in ("kill", "race"):
+    for kind in ("kill", "race", "twice"):
         folders[kind] = tmp_path_factory.mktemp(kind)
         shutil.copy(database, folders[kind] / "mlflow.db")
         params = make_sweep(folders[kind], tiny, repository)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACK")}
     done = subprocess.run(
         [sys.executable, str(script), *map(str, folders.values()), GOOD, BETTER, SAME],
-        env=kept | {"PYTHONPATH": str(repository)},
+        env=kept | {"PYTHONPATH": os.pathsep.join([str(repository), str(repository / "tests")])},
         capture_output=True,
         text=True,
         check=False,
@@ -74,6 +74,12 @@ def test_a_promotion_that_is_killed_leaves_the_old_champion(
     *before, after = left
     assert before == [[1, GOOD]] * 4
     assert after[1] == BETTER
+    # What was cut off calls itself neither accepted nor champion; the alias decides.
+    versions = tracking.client().search_model_versions("name = 'betaflow'")
+    found = {int(one.version): one.tags.get("betaflow.decision") for one in versions}
+    assert found == {1: "accepted", 2: None} | dict.fromkeys(range(3, 7), "pending")
+    promoted = [one for one in versions if "Promoted" in (one.description or "")]
+    assert [int(one.version) for one in promoted] == [1]
     monkeypatch.setattr(_claim, "PATIENCE", 0.05)  # of what the last one left
     assert roll_back(trials.params).version == 1
     again = promote_arm(trials.params, BETTER)
@@ -85,21 +91,39 @@ def test_a_promotion_that_is_killed_leaves_the_old_champion(
 @pytest.mark.parametrize("left", ["race"], indirect=True)
 def test_of_two_promotions_at_once_one_wins(left: Any, trials: Trials) -> None:
     exits, (number, arm) = left
-    assert sorted(exits.values()) == [0, 1]
-    (winner,) = [name for name, status in exits.items() if status == 0]
-    assert arm == winner
-    client = tracking.client()
-    assert client.get_registered_model("betaflow").tags == {}
-    (lost,) = [
-        version
-        for version in client.search_model_versions("name = 'betaflow'")
-        if version.tags["betaflow.decision"] == "refused"
-    ]
-    assert f"now: version {number}" in lost.tags["betaflow.rule.same_champion"]
-    holder = Registry(client, "betaflow").holder("challenger")
-    assert holder is not None
-    assert holder.number == int(lost.version)
+    assert sorted(exits) == [0, 1]
+    assert arm == (BETTER, SAME)[exits.index(0)]
+    lost = refused()
+    assert len(lost) == 1
+    assert f"now: version {number}" in lost[0].tags["betaflow.rule.same_champion"]
+    assert holder("challenger") == int(lost[0].version)
+    assert tracking.client().get_registered_model("betaflow").tags == {}
     assert roll_back(trials.params).version == 1
+
+
+@pytest.mark.parametrize("left", ["twice"], indirect=True)
+def test_two_promotions_of_one_arm_are_about_two_versions(left: Any, trials: Trials) -> None:
+    """One of them takes the version that was refused before; the other can't call it refused."""
+    exits, (number, _) = left
+    assert sorted(exits) == [0, 1]
+    versions = tracking.client().search_model_versions("name = 'betaflow'")
+    decisions = {int(one.version): one.tags["betaflow.decision"] for one in versions}
+    assert decisions == {1: "accepted", 2: "refused", 3: "refused"} | {number: "accepted"}
+    assert number in (2, 3)
+    assert holder("challenger") == 5 - number
+    assert not [one for one in versions if "betaflow.in_use" in one.tags]
+    assert promote_arm(trials.params, SAME).against == f"version {number} ({BETTER})"
+
+
+def refused() -> list[Any]:
+    found = tracking.client().search_model_versions("name = 'betaflow'")
+    return [version for version in found if version.tags["betaflow.decision"] == "refused"]
+
+
+def holder(alias: str) -> int:
+    found = Registry(tracking.client(), "betaflow").holder(alias)
+    assert found is not None
+    return found.number
 
 
 def test_from_another_machine_through_the_registry(

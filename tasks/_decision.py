@@ -1,0 +1,100 @@
+"""What was decided about a challenger, and how version and run tell it.
+
+What is written is true at every moment: a version says `pending` before the alias `champion` may
+move to it, and `accepted` only after it did.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from betaflow.evaluation.promotion import Rule
+from tasks import tracking
+from tasks._model_card import rules_table
+from tasks._registry import TAG, Registry
+
+RULE = f"{TAG}rule."
+LONGEST = {"tag": 5000, "description": 5000}  # characters that every registry takes
+PENDING, ACCEPTED, REFUSED, NOT_MOVED = "pending", "accepted", "refused", "not moved"
+
+
+class Decision(NamedTuple):
+    """What was decided about a challenger, and why.
+
+    `against`: the model that it was compared with; `replaced`: the champion's version before, None
+    where there was none or nothing was replaced; `value`: of `metric`, None if not measured.
+    """
+
+    arm: str
+    model: str
+    version: int
+    promoted: bool
+    against: str
+    replaced: int | None
+    metric: str
+    value: float | None
+    rules: list[Rule]
+
+    @property
+    def sentence(self) -> str:
+        """The decision in words."""
+        if self.promoted:
+            return f"{self.name} became champion: every rule held against {self.against}."
+        failed = ", ".join(rule.name for rule in self.rules if not rule.held)
+        return f"{self.name} was refused against {self.against}: {failed}."
+
+    @property
+    def name(self) -> str:
+        """Which version it is about."""
+        return f"{self.arm}, version {self.version} of {self.model},"
+
+    @property
+    def markdown(self) -> str:
+        """The decision with its reasons."""
+        verdict = "Promoted" if self.promoted else "Refused"
+        return f"**{verdict}.** {self.sentence}\n\n{rules_table(self.rules)}"
+
+
+def record(
+    tracker: tracking.Tracker, registry: Registry, run_id: str, decision: Decision, state: str
+) -> None:
+    """The decision and its reasons as tags of version and run, and as the version's description.
+
+    Args:
+        state: PENDING, ACCEPTED, REFUSED or NOT_MOVED.
+    """
+    from mlflow.entities import RunTag
+
+    tags = {
+        f"{TAG}decision": state,
+        f"{TAG}against": decision.against,
+        **{f"{RULE}{rule.name}": _reason(rule) for rule in decision.rules},
+    }
+    registry.tag(decision.version, tags, instead_of=RULE)
+    client = tracker.client
+    every = tags | {f"{TAG}version": str(decision.version)}
+    for key in {key for key in client.get_run(run_id).data.tags if key.startswith(RULE)} - set(
+        every
+    ):
+        client.delete_tag(run_id, key)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in every.items()])
+    text = _description(decision, state)
+    text += f"\nThe whole model card: README.md among the artifacts of {run_id}."
+    client.update_model_version(
+        registry.model, str(decision.version), text[: LONGEST["description"]]
+    )
+
+
+def _description(decision: Decision, state: str) -> str:
+    if state in (ACCEPTED, REFUSED):
+        return decision.markdown
+    held = f"Every rule held against {decision.against}"
+    told = {
+        PENDING: f"**Pending.** {held}; the alias `champion` tells whether it became champion.",
+        NOT_MOVED: f"**Not moved.** {held}, but `champion` could not be moved; promote it again.",
+    }[state]
+    return f"{told}\n\n{rules_table(decision.rules)}"
+
+
+def _reason(rule: Rule) -> str:
+    return f"{'held' if rule.held else 'failed'}: {rule.reason}"[: LONGEST["tag"]]
