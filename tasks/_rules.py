@@ -20,6 +20,7 @@ from betaflow.evaluation.promotion import (
     controls_passed,
     enough_prompts,
     enough_seeds,
+    enough_verdicts,
     not_worse,
     simultaneous,
     wins,
@@ -43,6 +44,8 @@ def rules(params: Params, arm: Arm, challenger: Evidence, champion: Evidence) ->
     confidence = simultaneous(params.compare.confidence, len(_candidates(params, arm)))
     found = [another_model(challenger.content, champion.content)]
     found += _win_rules(params, verdicts, confidence)
+    missing = float(verdicts["preference"].isna().mean())
+    found.append(enough_verdicts(missing, params.compare.controls.missing_limit))
     if settings.margins is not None:
         found += _task_rules(params, challenger.benchmark, champion.benchmark)
     if settings.kl_budget is not None:
@@ -182,12 +185,14 @@ def _compared(params: Params) -> list[Arm]:
 
 def _controls(params: Params) -> Rule:
     """Of the judge in use; another's controls say nothing about it."""
+    asked = params.compare.judge == "llm"
+    # An endpoint may filter `injection` out, and then no answer that says such a thing can win.
+    needed = ["null", "self", "longest", *(["order"] if asked else [])]
     if not (JUDGEMENTS / "summary.json").exists():
-        return controls_passed(None)
+        return controls_passed(None, needed)
     about = read_json(JUDGEMENTS / "summary.json")
-    llm = params.compare.llm if params.compare.judge == "llm" else None
+    llm = params.compare.llm if asked else None
     if (about["judge"], about["model"]) != (params.compare.judge, llm.model if llm else None):
-        return controls_passed(None)
-    if all(row["passed"] is None for row in about["controls"]["rows"]):
-        return controls_passed(None)
-    return controls_passed(about["controls"]["passed"], about["controls"]["failed"])
+        return controls_passed(None, needed)
+    results = {row["control"]: row["passed"] for row in about["controls"]["rows"]}
+    return controls_passed(results, needed)

@@ -67,9 +67,13 @@ def make_sweep(folder: Path, tiny: Path, repository: Path, **promotion: Any) -> 
     return params
 
 
-def judged(out: Path, *failed: str) -> None:
-    """The controls of the judge, some of them failed."""
-    rows = [{"control": name, "passed": name not in failed} for name in ("null", "self")]
+def judged(out: Path, *failed: str, unmeasured: tuple[str, ...] = ()) -> None:
+    """The controls of the judge, some of them failed or not measured."""
+    names = ("null", "injection", "self", "longest", "missing")
+    rows = [
+        {"control": name, "passed": None if name in unmeasured else name not in failed}
+        for name in names
+    ]
     controls = {"passed": not failed, "failed": list(failed), "rows": rows}
     write_json(
         out / "judgements/summary.json", {"judge": "gold", "model": None, "controls": controls}

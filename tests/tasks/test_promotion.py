@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from endpoints import Reply, serve, texts, verdict
+from endpoints import Reply, said, serve, texts, verdict
 from endpoints import settings as llm_settings
 from promotions import BETTER, GOOD, SAME, benchmark, judged
 
@@ -60,8 +60,8 @@ def test_a_good_arm_becomes_champion_whole_and_with_its_card(sweep: Params) -> N
     assert decision.promoted, decision.markdown
     assert (decision.version, decision.against, decision.replaced) == (1, "sft", None)
     assert {rule.name for rule in decision.rules} == {
-        "another_model", "win_rate", "length_controlled_win_rate", "quiz/acc", "kl", "prompts",
-        "seeds", "controls",
+        "another_model", "win_rate", "length_controlled_win_rate", "verdicts", "quiz/acc", "kl",
+        "prompts", "seeds", "controls",
     }  # fmt: skip
     assert champion() == 1
     assert registry().holder("challenger") is None
@@ -156,7 +156,7 @@ def test_every_reason_to_refuse(sweep: Params) -> None:
     decision = promote_arm(lax, GOOD)
     assert decision.promoted
     assert {rule.name for rule in decision.rules} == {
-        "another_model", "win_rate", "length_controlled_win_rate", "seeds", "controls",
+        "another_model", "win_rate", "length_controlled_win_rate", "verdicts", "seeds", "controls",
     }  # fmt: skip
 
 
@@ -220,6 +220,8 @@ def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     group["results"]["quizzes"] = {"acc": 0.8}  # of several tasks, which have the documents
     several = benchmark_of(sweep, ["quizzes"])
     assert not [r for r in rules(several, arm, good._replace(benchmark=group), sft) if not r.held]
+    judged(Path("out"), unmeasured=("self", "longest"))  # as with one draw a prompt
+    assert missing(good, sft) == {"controls"}
     judged(Path("out"))
     summary = Path("out/judgements/summary.json")
     summary.write_text(summary.read_text().replace('"gold"', '"reward_model"'))
@@ -253,6 +255,29 @@ def test_a_language_model_judges_a_champion_when_they_first_meet(
             met = judged_against(asking, evidence(BETTER), evidence(GOOD))
             assert set(met["preference"]) == {1.0}
             assert len(server.requests) == 2 * 60  # both orders; two seeds said the same
+
+
+def test_a_judge_that_leaves_verdicts_on_a_champion_missing_promotes_nothing(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage's control is about SFT; a champion is judged afresh, and by then much may fail."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (arm,) = [arm for arm in arms(sweep) if arm.name == BETTER]
+
+    def answer(body: dict[str, Any]) -> Reply:
+        prompt, first, _ = texts(body["messages"][0]["content"])
+        if int(prompt.split()[3]) < len(refused):
+            return said("I would rather not say.")
+        return verdict("A" if BETTER in first else "B")
+
+    for refused, held in ((range(6), True), (range(7), False)):  # of 60 prompts
+        with serve(answer) as server:
+            llm = llm_settings(server.url, model=f"refuses {len(refused)}")
+            compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
+            asking = sweep.model_copy(update={"compare": compare})
+            found = rules(asking, arm, evidence(BETTER), evidence(GOOD))
+        (rule,) = [rule for rule in found if rule.name == "verdicts"]
+        assert (rule.held, rule.found) == (held, len(refused) / 60)
 
 
 def test_a_champion_of_other_inputs_is_sampled_anew(
