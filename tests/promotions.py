@@ -40,6 +40,9 @@ def make_sweep(folder: Path, tiny: Path, repository: Path, **promotion: Any) -> 
     values = settings(repository, **promotion)
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     params = parse_params(values)
+    for name in ("betaflow", "tasks", "dvc.yaml"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(repository / name)
     out = folder / "out"
     prompts = [{"id": f"p{n:03d}", "prompt": f"the film number {n} was"} for n in range(PROMPTS)]
     write_jsonl(out / "data/prompts_eval.jsonl", prompts)

@@ -21,7 +21,7 @@ from betaflow.evaluation.win_rate import KEYS
 from betaflow.io import write_json, write_jsonl
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
 from tasks import _claim, _registry, tracking
-from tasks._evidence import Evidence, model_files, of_version
+from tasks._evidence import Evidence, inputs, model_files, of_version
 from tasks._registry import Registry
 from tasks._rules import judged_against, rules
 from tasks.promote import Decision, promote_arm
@@ -312,6 +312,26 @@ def test_a_champion_of_other_inputs_is_sampled_anew(
     tokenizer.write_text(tokenizer.read_text() + "\n")
     with pytest.raises(UserError, match=r"another tokenizer .*run.registered_model"):
         of_version(params, registry(), version)
+
+
+def test_evidence_is_of_the_code_that_made_it(sweep: Params, repository: Path) -> None:
+    """An old champion's gold rewards and a challenger's by other code can't be paired."""
+    Path("betaflow").unlink()
+    shutil.copytree(repository / "betaflow", "betaflow")
+    before = inputs(sweep)
+    for name, changed in {
+        "worlds/lexicon.py": {"samples"},
+        "sampling/decode.py": {"samples", "benchmark"},
+        "evaluation/harness.py": {"benchmark"},
+        "report/build.py": set(),
+    }.items():
+        file = Path("betaflow", name)
+        kept = file.read_text()
+        file.write_text(kept + "\n")
+        now = inputs(sweep)
+        assert {part for part in now if now[part] != before[part]} == changed
+        file.write_text(kept)
+    assert inputs(sweep) == before
 
 
 def test_an_arm_trained_again_is_refused_before_anything_is_registered(sweep: Params) -> None:
