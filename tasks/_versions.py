@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ def register(
     run_id: str,
     summary: Mapping[str, Any],
     found: Evidence,
-    card: str,
+    card: Callable[[str], str],
 ) -> int:
     """A version with these weights, this evidence and this card, reserved; its number.
 
     One that holds the same already, that no promotion is at and that never became champion, gets
     the new card: weights are not copied again each time a challenger is refused.
+
+    Args:
+        card: makes the card's text, from the address that MLflow loads these weights by.
     """
     tags = {
         f"{TAG}arm": arm.name,
@@ -41,17 +44,15 @@ def register(
     }
     (LOCAL / "tmp").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=LOCAL / "tmp") as place:
-        file = Path(place, CARD)
-        file.write_text(card, encoding="utf-8")
         same = registry.reserve(lambda: _unused(registry, tags))
         if same is not None:
             found_as = registry.client.get_model_version(registry.model, str(same))
-            registry.client.log_model_artifact(found_as.source.removeprefix(LOGGED), str(file))
+            _log_card(registry, found_as.source, card, Path(place))
             return same
         (evidence := Path(place, FOLDER)).mkdir()
         write(found, params, evidence)
         logged = _log_weights(params, arm, run_id, summary, Path(place))
-        registry.client.log_model_artifact(logged.model_id, str(file))
+        _log_card(registry, LOGGED + logged.model_id, card, Path(place))
         registry.client.log_model_artifacts(logged.model_id, str(evidence), FOLDER)
     _create(registry)
     version = registry.client.create_model_version(
@@ -79,6 +80,12 @@ def _unused(registry: Registry, tags: Mapping[str, str]) -> int | None:
         and all(one.tags.get(key) == value for key, value in tags.items())
     ]
     return max(fit, default=None)
+
+
+def _log_card(registry: Registry, address: str, card: Callable[[str], str], place: Path) -> None:
+    file = place / CARD
+    file.write_text(card(address), encoding="utf-8")
+    registry.client.log_model_artifact(address.removeprefix(LOGGED), str(file))
 
 
 def _log_weights(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from betaflow.config import Arm, Params, arms
@@ -72,7 +73,7 @@ def promote_arm(params: Params, name: str | None = None) -> Decision:
     other = of_version(params, registry, champion) if champion else of_arm(Arm(method="sft"))
     found = rules(params, arm, challenger, other)
     run_id = tracker.arm_run(summary).info.run_id
-    card = model_card(params, arm, summary, rows, found, other.name)
+    card = partial(model_card, params, arm, summary, rows, found, other.name)
     version = register(params, registry, arm, run_id, summary, challenger, card)
     passed = all(rule.held for rule in found)
     before = None if champion is None else champion.number

@@ -13,6 +13,7 @@ import torch
 import yaml
 from endpoints import Reply, said, serve, texts, verdict
 from endpoints import settings as llm_settings
+from mlflow.artifacts import download_artifacts
 from promotions import BETTER, GOOD, SAME, benchmark, judged
 
 from betaflow.config import Params, arms, load_params
@@ -85,6 +86,11 @@ def test_a_good_arm_becomes_champion_whole_and_with_its_card(sweep: Params) -> N
     front = yaml.safe_load(card.split("---")[1])
     assert front["pipeline_tag"] == "text-generation"
     assert "dpo" in front["tags"]
+    # It loads what it is about, whoever is champion.
+    address = card.split('load_model("')[1].split('"')[0]
+    assert address == version.source
+    assert f"download -u {address} " in card
+    assert "@champion" not in card
     for part in ("git commit", "dvc.lock", "| quiz/acc | yes |", "## Limits", "learning_rate:"):
         assert part in card
     assert str(Path.cwd()) not in card
@@ -93,7 +99,7 @@ def test_a_good_arm_becomes_champion_whole_and_with_its_card(sweep: Params) -> N
     assert {p.name: p.read_bytes() for p in model_files(whole / "model")} == {
         p.name: p.read_bytes() for p in model_files(arm)
     }
-    found = mlflow.transformers.load_model("models:/betaflow@champion")
+    found = mlflow.transformers.load_model(address)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         assert torch.equal(found.model(ids).logits, load_policy(arm)(ids).logits)
@@ -303,8 +309,6 @@ def test_a_champion_of_other_inputs_is_sampled_anew(
     assert registry().download(1, "nothing", Path.cwd()) is None
     assert set(made.samples["completion_tokens"]) <= set(range(6))
     assert made.samples["prompt_id"].nunique() == 4
-    from mlflow.artifacts import download_artifacts
-
     expected = samples(params, "x", download_artifacts("models:/betaflow@champion/model"))
     pd.testing.assert_frame_equal(made.samples, expected)
 
