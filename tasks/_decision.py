@@ -16,6 +16,7 @@ from tasks._registry import TAG, Registry
 RULE = f"{TAG}rule."
 LONGEST = {"tag": 5000, "description": 5000}  # characters that every registry takes
 PENDING, ACCEPTED, REFUSED, NOT_MOVED = "pending", "accepted", "refused", "not moved"
+ROLLED_BACK = "rolled back"
 
 
 class Decision(NamedTuple):
@@ -83,6 +84,22 @@ def record(
     client.update_model_version(
         registry.model, str(decision.version), text[: LONGEST["description"]]
     )
+
+
+def record_rollback(registry: Registry, was: int, sentence: str) -> None:
+    """Tell of a version and of its arm's run that it was rolled back; the rules' results stay.
+
+    Args:
+        sentence: what was done, in words.
+    """
+    client = registry.client
+    registry.tag(was, {f"{TAG}decision": ROLLED_BACK})
+    version = client.get_model_version(registry.model, str(was))
+    _, _, rest = (version.description or "").partition("\n\n")  # after what was decided
+    text = f"**Rolled back.** {sentence}\n\n{rest}"[: LONGEST["description"]]
+    client.update_model_version(registry.model, str(was), text)
+    if client.get_run(version.run_id).data.tags.get(f"{TAG}version") == str(was):
+        client.set_tag(version.run_id, f"{TAG}decision", ROLLED_BACK)  # else it is about another
 
 
 def _description(decision: Decision, state: str) -> str:

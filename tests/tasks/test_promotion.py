@@ -135,6 +135,12 @@ def test_better_ones_take_over_and_rollback_leads_back(sweep: Params) -> None:
 
     back = roll_back(sweep)
     assert (back.was, back.version, champion()) == (2, 1, 1)
+    version, run, text = told(2)
+    assert (version, run) == ("rolled back", "refused")  # the run is about its latest version
+    assert text.startswith("**Rolled back.** Version 1 of betaflow is champion again, instead of 2")
+    assert "Promoted" not in text
+    assert "| win_rate | yes |" in text
+    assert told(1)[:2] == ("accepted", "accepted")
     with pytest.raises(UserError, match="version 1 of betaflow is the first champion"):
         roll_back(sweep)
     assert champion() == 1
@@ -143,8 +149,27 @@ def test_better_ones_take_over_and_rollback_leads_back(sweep: Params) -> None:
     assert again.promoted
     assert again.version not in (1, 2)
     assert roll_back(sweep).version == 1
+    assert told(again.version)[:2] == ("rolled back", "rolled back")
     tracking.client().delete_model_version("betaflow", "2")
     assert promote_arm(sweep).promoted
+
+
+def test_a_rollback_that_can_not_be_recorded_says_that_it_is_done(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    assert promote_arm(sweep, GOOD).promoted
+    assert promote_arm(sweep, BETTER).promoted
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise MlflowException("the connection was lost")
+
+    monkeypatch.setattr(MlflowClient, "update_model_version", failing)
+    with pytest.raises(UserError, match=r"^Version 1 .* again, instead of 2\. .*don't roll back"):
+        roll_back(sweep)
+    assert champion() == 1
 
 
 def test_every_reason_to_refuse(sweep: Params) -> None:
@@ -153,6 +178,10 @@ def test_every_reason_to_refuse(sweep: Params) -> None:
     judged(Path("out"), "null")
     decision = promote_arm(strict, GOOD)
     assert failed(decision) == {"quiz/acc", "kl", "seeds", "controls"}
+    version = tracking.client().get_model_version("betaflow", "1")
+    card = Path(download_artifacts("models:/betaflow/1/README.md")).read_text()
+    assert f'load_model("{version.source}")' in card
+    assert "@champion" not in card  # there is none, or it is another model
     assert champion() is None
     assert registry().holder("challenger").number == decision.version  # type: ignore[union-attr]
     assert "**no** | The judge failed null" in decision.markdown
