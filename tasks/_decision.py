@@ -6,14 +6,15 @@ move to it, and `accepted` only after it did.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from betaflow.evaluation.promotion import Rule
 from tasks import tracking
 from tasks._model_card import rules_table
 from tasks._registry import TAG, Registry
 
-RULE = f"{TAG}rule."
+RULE, TOOK = f"{TAG}rule.", f"{TAG}judge."
 LONGEST = {"tag": 5000, "description": 5000}  # characters that every registry takes
 PENDING, ACCEPTED, REFUSED, NOT_MOVED = "pending", "accepted", "refused", "not moved"
 ROLLED_BACK = "rolled back"
@@ -64,26 +65,34 @@ def record(
     Args:
         state: PENDING, ACCEPTED, REFUSED or NOT_MOVED.
     """
-    from mlflow.entities import RunTag
-
     tags = {
         f"{TAG}decision": state,
         f"{TAG}against": decision.against,
         **{f"{RULE}{rule.name}": _reason(rule) for rule in decision.rules},
     }
     registry.tag(decision.version, tags, instead_of=RULE)
-    client = tracker.client
-    every = tags | {f"{TAG}version": str(decision.version)}
-    for key in {key for key in client.get_run(run_id).data.tags if key.startswith(RULE)} - set(
-        every
-    ):
-        client.delete_tag(run_id, key)
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in every.items()])
+    _tag_run(
+        tracker.client, run_id, tags | {f"{TAG}version": str(decision.version)}, instead_of=RULE
+    )
     text = _description(decision, state)
     text += f"\nThe whole model card: README.md among the artifacts of {run_id}."
-    client.update_model_version(
+    tracker.client.update_model_version(
         registry.model, str(decision.version), text[: LONGEST["description"]]
     )
+
+
+def record_usage(client: Any, run_id: str, usage: Mapping[str, object] | None) -> None:
+    """What the answers of a language model took in a run's latest promotion, as the run's tags.
+
+    Args:
+        usage: fields of `Usage`; None: none was asked.
+    """
+    known = {name: value for name, value in (usage or {}).items() if value is not None}
+    tags = {
+        f"{TOOK}{name}": ", ".join(value) if isinstance(value, tuple) else str(value)
+        for name, value in known.items()
+    }
+    _tag_run(client, run_id, tags, instead_of=TOOK)
 
 
 def record_rollback(registry: Registry, was: int, sentence: str) -> None:
@@ -100,6 +109,16 @@ def record_rollback(registry: Registry, was: int, sentence: str) -> None:
     client.update_model_version(registry.model, str(was), text)
     if client.get_run(version.run_id).data.tags.get(f"{TAG}version") == str(was):
         client.set_tag(version.run_id, f"{TAG}decision", ROLLED_BACK)  # else it is about another
+
+
+def _tag_run(client: Any, run_id: str, tags: Mapping[str, str], *, instead_of: str) -> None:
+    """Set tags of a run; of those that begin with `instead_of` no other stays."""
+    from mlflow.entities import RunTag
+
+    before = {key for key in client.get_run(run_id).data.tags if key.startswith(instead_of)}
+    for key in before - set(tags):
+        client.delete_tag(run_id, key)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _description(decision: Decision, state: str) -> str:

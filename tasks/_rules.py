@@ -37,10 +37,16 @@ JUDGEMENTS = Path("out/judgements")
 ONE_PERPLEXITY = "bits_per_byte"  # of the perplexities, which are functions of one another
 
 
-def rules(params: Params, arm: Arm, challenger: Evidence, champion: Evidence) -> list[Rule]:
-    """Every rule's result; the champion is SFT's evidence where there is none yet."""
+def rules(
+    params: Params, arm: Arm, challenger: Evidence, champion: Evidence, verdicts: pd.DataFrame
+) -> list[Rule]:
+    """Every rule's result.
+
+    Args:
+        champion: SFT's evidence where there is none yet.
+        verdicts: of `judged_against`.
+    """
     settings = params.promotion
-    verdicts = judged_against(params, challenger, champion)
     confidence = simultaneous(params.compare.confidence, len(_candidates(params, arm)))
     found = [another_model(challenger.content, champion.content)]
     found += _win_rules(params, verdicts, confidence)
@@ -64,23 +70,27 @@ def rules(params: Params, arm: Arm, challenger: Evidence, champion: Evidence) ->
     return [*found, _controls(params)]
 
 
-def judged_against(params: Params, challenger: Evidence, champion: Evidence) -> pd.DataFrame:
+def judged_against(
+    params: Params, challenger: Evidence, champion: Evidence
+) -> tuple[pd.DataFrame, dict[str, object] | None]:
     """The judge's preferences for the challenger, on the same prompts and seeds.
 
     Returns:
         In domain, at `promotion.temperature`: prompt_id, preference (NaN: no verdict), and both
-        completions' tokens, `completion_tokens_a` the challenger's.
+        completions' tokens, `completion_tokens_a` the challenger's. And what a language model's
+        answers took (`Usage`), None where none was asked for this.
     """
     a, b = (_in_question(params, one.samples) for one in (challenger, champion))
     score = judge_column(params.compare)
     pairs = paired(a, b, ["completion", "completion_tokens", score])
     if params.compare.judge != "llm":
-        return pairs.assign(preference=preferences(pairs[f"{score}_a"], pairs[f"{score}_b"]))
+        told = preferences(pairs[f"{score}_a"], pairs[f"{score}_b"])
+        return pairs.assign(preference=told), None
     if champion.name == SFT:
-        return pairs.merge(_verdicts(challenger.name), on=KEYS, how="left")
+        return pairs.merge(_verdicts(challenger.name), on=KEYS, how="left"), None
     # Of a champion from elsewhere nothing was asked yet; answers are kept, and asked for once.
-    told, _ = judge(pairs.assign(prompt=a["prompt"].to_numpy()), params.compare)
-    return pairs.assign(preference=told["preference"].to_numpy())
+    found, usage = judge(pairs.assign(prompt=a["prompt"].to_numpy()), params.compare)
+    return pairs.assign(preference=found["preference"].to_numpy()), usage
 
 
 def _verdicts(arm: str) -> pd.DataFrame:

@@ -13,11 +13,11 @@ from betaflow.evaluation.promotion import Rule
 from betaflow.io import read_json
 from betaflow.report.estimates import Row
 from tasks import tracking
-from tasks._decision import ACCEPTED, NOT_MOVED, PENDING, REFUSED, Decision, record
+from tasks._decision import ACCEPTED, NOT_MOVED, PENDING, REFUSED, Decision, record, record_usage
 from tasks._evidence import of_arm, of_version
 from tasks._model_card import model_card
 from tasks._registry import CHALLENGER, CHAMPION, ChampionChanged, Registry
-from tasks._rules import rules
+from tasks._rules import judged_against, rules
 from tasks._versions import register
 
 
@@ -71,8 +71,10 @@ def promote_arm(params: Params, name: str | None = None) -> Decision:
     champion = registry.holder(CHAMPION)
     challenger = of_arm(arm)
     other = of_version(params, registry, champion) if champion else of_arm(Arm(method="sft"))
-    found = rules(params, arm, challenger, other)
+    verdicts, usage = judged_against(params, challenger, other)
+    found = rules(params, arm, challenger, other, verdicts)
     run_id = tracker.arm_run(summary).info.run_id
+    record_usage(tracker.client, run_id, usage)
     card = partial(model_card, params, arm, summary, rows, found, other.name)
     version = register(params, registry, arm, run_id, summary, challenger, card)
     passed = all(rule.held for rule in found)

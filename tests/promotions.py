@@ -70,17 +70,23 @@ def make_sweep(folder: Path, tiny: Path, repository: Path, **promotion: Any) -> 
     return params
 
 
-def judged(out: Path, *failed: str, unmeasured: tuple[str, ...] = ()) -> None:
+def judged(
+    out: Path,
+    *failed: str,
+    unmeasured: tuple[str, ...] = (),
+    judge: tuple[str, str | None] = ("gold", None),
+) -> None:
     """The controls of the judge, some of them failed or not measured."""
-    names = ("null", "injection", "self", "longest", "missing")
+    names = ["null", "injection", "self", "longest", "missing"]
+    if judge[0] == "llm":
+        names.insert(4, "order")
     rows = [
         {"control": name, "passed": None if name in unmeasured else name not in failed}
         for name in names
     ]
     controls = {"passed": not failed, "failed": list(failed), "rows": rows}
-    write_json(
-        out / "judgements/summary.json", {"judge": "gold", "model": None, "controls": controls}
-    )
+    about = {"judge": judge[0], "model": judge[1], "controls": controls}
+    write_json(out / "judgements/summary.json", about)
 
 
 def samples(name: str, prompts: list[dict[str, Any]]) -> pd.DataFrame:

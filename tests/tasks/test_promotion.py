@@ -16,15 +16,16 @@ from endpoints import settings as llm_settings
 from mlflow.artifacts import download_artifacts
 from promotions import BETTER, GOOD, SAME, benchmark, judged
 
-from betaflow.config import Params, arms, load_params
+from betaflow.config import Arm, Params, arms, load_params
 from betaflow.errors import UserError
+from betaflow.evaluation.promotion import Rule
 from betaflow.evaluation.win_rate import KEYS
 from betaflow.io import write_json, write_jsonl
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
-from tasks import _claim, _registry, tracking
+from tasks import _claim, _registry, _rules, tracking
 from tasks._evidence import Evidence, inputs, model_files, of_version
 from tasks._registry import Registry
-from tasks._rules import judged_against, rules
+from tasks._rules import judged_against
 from tasks.promote import Decision, promote_arm
 from tasks.rollback import roll_back
 from tasks.sample import samples
@@ -195,6 +196,11 @@ def test_every_reason_to_refuse(sweep: Params) -> None:
     }  # fmt: skip
 
 
+def rules(params: Params, arm: Arm, challenger: Evidence, other: Evidence) -> list[Rule]:
+    verdicts, _ = judged_against(params, challenger, other)
+    return _rules.rules(params, arm, challenger, other, verdicts)
+
+
 def evidence(name: str, **changes: Any) -> Evidence:
     table = pd.read_parquet(f"out/samples/{name}.parquet").assign(**changes)
     return Evidence(name, table, benchmark(name), name)
@@ -265,6 +271,13 @@ def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     assert missing(good, sft) == {"controls"}
 
 
+def took_of(number: int) -> dict[str, str]:
+    """What the judge took, by the tags of the run of a version's arm."""
+    client = tracking.client()
+    tags = client.get_run(client.get_model_version("betaflow", str(number)).run_id).data.tags
+    return {key: value for key, value in tags.items() if key.startswith("betaflow.judge.")}
+
+
 def test_a_language_model_judges_a_champion_when_they_first_meet(
     sweep: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,17 +292,32 @@ def test_a_language_model_judges_a_champion_when_they_first_meet(
         return verdict("A" if BETTER in first else "B")
 
     with serve(answer) as server:
-        llm = llm_settings(server.url, model="m")
+        llm = llm_settings(server.url, model="m", prompt_price=1.0, completion_price=2.0)
         compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
         asking = sweep.model_copy(update={"compare": compare})
-        known = judged_against(asking, evidence(GOOD), evidence("sft"))["preference"]
+        known = judged_against(asking, evidence(GOOD), evidence("sft"))[0]["preference"]
         assert known.tolist()[:4] == [1.0, 0.5, 1.0, 0.5]
         assert known.isna().tolist() == [False] * 119 + [True]
         assert server.requests == []
         for _ in range(2):
-            met = judged_against(asking, evidence(BETTER), evidence(GOOD))
+            met, usage = judged_against(asking, evidence(BETTER), evidence(GOOD))
             assert set(met["preference"]) == {1.0}
             assert len(server.requests) == 2 * 60  # both orders; two seeds said the same
+        # What a promotion takes is told by its arm's run, kept answers included.
+        judged(Path("out"), judge=("llm", "m"))
+        assert promote_arm(asking, GOOD).promoted
+        assert promote_arm(asking, BETTER).promoted
+        assert len(server.requests) == 2 * 60
+    took = {"answers": 120, "prompt_tokens": 12000, "completion_tokens": 1200, "unreported": 0}
+    took |= {"spend": usage["spend"], "models": "judge-2024"}  # type: ignore[index]
+    assert took["spend"] == pytest.approx((12000 + 2 * 1200) / 1e6)
+    runs = {
+        number: tracking.client().get_model_version("betaflow", number).run_id for number in "12"
+    }
+    tags = {number: tracking.client().get_run(run).data.tags for number, run in runs.items()}
+    told = {key: value for key, value in tags["2"].items() if key.startswith("betaflow.judge.")}
+    assert told == {f"betaflow.judge.{key}": str(value) for key, value in took.items()}
+    assert not [key for key in tags["1"] if key.startswith("betaflow.judge.")]  # against SFT
 
 
 def test_a_judge_that_leaves_verdicts_on_a_champion_missing_promotes_nothing(
