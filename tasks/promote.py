@@ -106,6 +106,8 @@ def _moved(
     before: int | None,
 ) -> Decision:
     """Make the version champion, and record what came of it; the decision as it then stands."""
+    from mlflow.exceptions import MlflowException
+
     try:
         registry.move_champion(decision.version, instead_of=before)
     except ChampionChanged as error:
@@ -119,7 +121,7 @@ def _moved(
         return decision
     except Exception:
         # Of a registry that is away `pending` stays, which claims no more than is known.
-        with suppress(Exception):
+        with suppress(MlflowException):
             champion = registry.holder(CHAMPION)
             moved = champion is not None and champion.number == decision.version
             record(tracker, registry, run_id, decision, ACCEPTED if moved else NOT_MOVED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from promotions import BETTER, GOOD, SAME, make_sweep
+from vllm_server import serve_model
 
 from betaflow.config import Params
 from betaflow.policy.loading import load_policy
@@ -130,7 +132,10 @@ def test_from_another_machine_through_the_registry(
     sweep: Params, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch, database: Path,
 ) -> None:  # fmt: skip
-    """A server that alone can read the store; the workspace is gone when the model is loaded."""
+    """A server that alone can read the store; the workspace is gone when the model is loaded.
+
+    It is fetched by the commands that the docs and the model card show, and vLLM serves it.
+    """
     import mlflow
 
     theirs = tmp_path_factory.mktemp("server")
@@ -147,9 +152,50 @@ def test_from_another_machine_through_the_registry(
         ids = torch.arange(5, 25)[None]
         with torch.no_grad():
             assert torch.equal(found.model(ids).logits, load_policy(arm)(ids).logits)
+        assert not list(Path.cwd().iterdir())
+        download("models:/betaflow@champion", "champion")
+        (line,) = re.findall("mlflow artifacts download .*", Path("champion/README.md").read_text())
+        *_, card_address, _, folder = line.split()
+        assert folder == GOOD
+        download(card_address, folder)
         mlflow.set_tracking_uri(None)
     assert list(theirs.glob("store/**/model.safetensors"))
-    assert not list(Path.cwd().iterdir())
+    files = {path.name: path.read_bytes() for path in Path("champion/model").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in Path(GOOD, "model").iterdir()}
+    prompt = ids[0, :12].tolist()
+    with serve_model(Path("champion/model"), Path("log"), "champion") as address:
+        served = complete(address, prompt, tokens=16)
+    assert served == greedy(arm, prompt, tokens=16)
+
+
+def download(address: str, folder: str) -> None:
+    command = [sys.executable, *f"-m mlflow artifacts download -u {address} -d {folder}".split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def complete(address: str, prompt: list[int], tokens: int) -> list[int]:
+    """What the served model says at T = 0, as token ids."""
+    body = {"model": "champion", "prompt": prompt, "temperature": 0, "max_tokens": tokens}
+    body |= {"return_token_ids": True, "ignore_eos": True}
+    request = urllib.request.Request(
+        f"{address}/v1/completions",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request) as answer:
+        found: list[int] = json.load(answer)["choices"][0]["token_ids"]
+    return found
+
+
+def greedy(folder: Path, prompt: list[int], tokens: int) -> list[int]:
+    """The likeliest tokens one after another, by Hugging Face's forward pass."""
+    model, ids = load_policy(folder).eval(), list(prompt)
+    for _ in range(tokens):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
 
 
 @contextmanager
