@@ -7,6 +7,7 @@ are fetched from the registry, and sampled or benchmarked anew by the stages' ow
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from betaflow.errors import UserError
 from betaflow.io import LOCAL, read_json, write_json
 from betaflow.report.estimates import SFT
 from betaflow.report.inputs import read_table
-from tasks._inputs import fingerprint
+from tasks._inputs import fingerprint, stage_code
 from tasks._registry import FOLDER, MODEL, TAG, Registry, Version
 
 PARTS = {"samples": "samples.parquet", "benchmark": "benchmark.json"}
@@ -54,8 +55,11 @@ def content(folder: Path) -> str:
 
 
 def inputs(params: Params) -> dict[str, str]:
-    """By part of the evidence, a fingerprint of all that it depends on apart from the model."""
-    prompts = [Path(f"out/data/prompts_{name}.jsonl") for name in ("eval", "ood")]
+    """By part of the evidence, a fingerprint of all that it depends on apart from the model.
+
+    The code is that of the stages that make it for an arm: scores of other code can't be paired.
+    """
+    prompts = [f"out/data/prompts_{name}.jsonl" for name in ("eval", "ood")]
     scorer = content(Path("out/reward")) if params.compare.judge == "reward_model" else None
     sampled = {
         "sample": params.sample.model_dump(exclude=NEUTRAL),
@@ -65,9 +69,9 @@ def inputs(params: Params) -> dict[str, str]:
     }
     documents = ("out/pairs/eval.jsonl", "out/pairs/text_eval.jsonl", "out/data/cloze.jsonl")
     return {
-        "samples": fingerprint(list(prompts), sampled),
+        "samples": fingerprint([*prompts, *stage_code("sample-sft")], sampled),
         "benchmark": fingerprint(
-            [name for name in documents if Path(name).exists()],
+            [*filter(os.path.exists, documents), *stage_code("benchmark-sft")],
             [params.benchmark.model_dump(exclude=NEUTRAL), params.model.precision],
         ),
     }

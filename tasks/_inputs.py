@@ -48,11 +48,7 @@ def stage_fingerprint(stage: str, settings: Any, item: Mapping[str, Any] | None 
     Args:
         item: the point of the stage's matrix, by which `${item.…}` in its dependencies is filled.
     """
-    try:
-        stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    except FileNotFoundError:
-        raise UserError("dvc.yaml is missing; run from the repository's root") from None
-    names = list(stages[stage]["deps"])
+    names = _deps(stage)
     for key, value in (item or {}).items():
         names = [name.replace(f"${{item.{key}}}", str(value)) for name in names]
     deps = [Path(name) for name in names]
@@ -60,6 +56,19 @@ def stage_fingerprint(stage: str, settings: Any, item: Mapping[str, Any] | None 
     if missing:
         raise UserError(f"{', '.join(missing)} is missing; run `make align` (or `dvc repro`)")
     return fingerprint(list(deps), without_neutral(settings))
+
+
+def stage_code(stage: str) -> list[str | Path]:
+    """The files and folders of code that `dvc.yaml` says a stage depends on."""
+    return [name for name in _deps(stage) if name.startswith(("betaflow/", "tasks/"))]
+
+
+def _deps(stage: str) -> list[str]:
+    try:
+        stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    except FileNotFoundError:
+        raise UserError("dvc.yaml is missing; run from the repository's root") from None
+    return list(stages[stage]["deps"])
 
 
 def encode_pairs(

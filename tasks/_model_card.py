@@ -13,11 +13,12 @@ from betaflow.config import Arm, Params
 from betaflow.evaluation.promotion import Rule
 from betaflow.report.estimates import Row
 from betaflow.report.methods import label, setting
-from betaflow.report.text import estimate
+from betaflow.report.text import estimate, on_a_line, significant
 from tasks.tracking import dvc_hashes, git_tags
 
 SHOWN = [  # column, what it is called, digits, scale
     ("win_rate_vs_sft", "wins vs SFT, %", 1, 100.0),
+    ("lc_win_rate_vs_sft", "wins vs SFT at equal length, %", 1, 100.0),
     ("win_rate_vs_ppo", "wins vs PPO, %", 1, 100.0),
     ("gold_reward", "gold reward", 2, 1.0),
     ("reward_model", "reward model", 2, 1.0),
@@ -33,6 +34,7 @@ def model_card(
     rows: Sequence[Row],
     rules: Sequence[Rule],
     against: str,
+    address: str,
 ) -> str:
     """Markdown with YAML front matter, as model hubs read it.
 
@@ -41,6 +43,7 @@ def model_card(
         rows: the arm's rows of the comparison.
         rules: what the promotion found.
         against: the model that it was compared with.
+        address: what MLflow loads these very weights by, whichever version is champion.
     """
     point = arm.model_dump(exclude_none=True)
     about: dict[str, Any] = {
@@ -56,7 +59,7 @@ def model_card(
             f"---\n{yaml.safe_dump(about, sort_keys=True)}---",
             f"# {params.run.registered_model}: {arm.name}\n",
             f"{name}, aligned by betaflow from `{params.model.base}`.\n",
-            _loading(params),
+            _loading(arm, address),
             "## Results\n",
             results(rows, params),
             f"## Rules, against {against}\n",
@@ -97,29 +100,28 @@ def results(rows: Sequence[Row], params: Params) -> str:
 
 
 def _benchmark(rows: Sequence[Row]) -> str:
-    """The lm-eval scores of an arm, with standard errors and the difference from SFT."""
+    """The lm-eval scores of an arm, with standard errors, and less SFT's with intervals."""
     row = rows[0] if rows else {}
     names = [key.removesuffix("_vs_sft") for key in row if "/" in key and key.endswith("_vs_sft")]
     if not names:
         return ""
     lines = ["\n| lm-eval | score | standard error | less SFT's |", "|---|---|---|---|"]
     for name in sorted(names):
-        cells = [row.get(name), row.get(f"{name}_stderr"), row.get(f"{name}_vs_sft")]
-        shown = ["–" if cell is None else f"{cell:.4g}" for cell in cells]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
+        shown = [significant(row.get(key)) for key in (name, f"{name}_stderr")]
+        less = on_a_line(row, f"{name}_vs_sft", 4)
+        lines.append(f"| {name} | {' | '.join(shown)} | {less} |")
     return "\n".join(lines) + "\n"
 
 
-def _loading(params: Params) -> str:
-    uri = f"models:/{params.run.registered_model}@champion"
+def _loading(arm: Arm, address: str) -> str:
     return f"""```python
 import mlflow  # mlflow.set_tracking_uri(...) if it is another machine's registry
-generator = mlflow.transformers.load_model("{uri}")
+generator = mlflow.transformers.load_model("{address}")
 ```
 
 ```
-mlflow artifacts download -u {uri} -d champion
-vllm serve champion/model
+mlflow artifacts download -u {address} -d {arm.name}
+vllm serve {arm.name}/model
 ```
 """
 

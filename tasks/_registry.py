@@ -4,10 +4,14 @@ Which version is champion is what the alias says and nothing else: moving it is 
 makes a champion. A version's tag `betaflow.replaces` names the champion before it. It is written
 just before the alias moves, once, and never changed: so the tags lead back from the champion
 through those before it, and a promotion that is cut off leaves a version that nothing leads to.
+
+A version belongs to one promotion at a time, which marks it by the tag `betaflow.in_use`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +20,7 @@ from tasks._claim import claimed
 
 TAG = "betaflow."
 REPLACES = TAG + "replaces"  # the champion's number before; empty: there was none
+IN_USE = TAG + "in_use"  # of a version that a promotion is judging
 CHAMPION, CHALLENGER = "champion", "challenger"
 MODEL, FOLDER = "model", "evaluation"  # folders of a version's artifacts
 
@@ -86,10 +91,28 @@ class Registry:
         for key, value in tags.items():
             self.client.set_model_version_tag(self.model, str(number), key, value)
 
+    def reserve(self, find: Callable[[], int | None]) -> int | None:
+        """Take a version for one promotion; `find` tells which (None: there is none to take)."""
+        if find() is None:
+            return None
+        with claimed(self.client, self.model) as still_ours:
+            number = find()  # another promotion may have taken it meanwhile
+            if number is not None:
+                still_ours()
+                self.tag(number, {IN_USE: "true"})
+            return number
+
+    def release(self, number: int) -> None:
+        """Let other promotions take a version. One that is not released is never taken again."""
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException):
+            self.client.delete_model_version_tag(self.model, str(number), IN_USE)
+
     def move_champion(self, to: int, *, instead_of: int | None) -> None:
         """Make a version champion, if the champion is still the one that it was judged against.
 
-        It is challenger no more.
+        It is challenger no more. So it is where somebody made it champion by hand meanwhile.
 
         Args:
             instead_of: that champion's number; None: there was none.
@@ -98,7 +121,7 @@ class Registry:
             ChampionChanged: it is another one by now; nothing was moved.
         """
         with claimed(self.client, self.model) as still_ours:
-            self._require(instead_of)
+            self._require(instead_of, to)
             self.tag(to, {REPLACES: "" if instead_of is None else str(instead_of)})
             still_ours()
             self._point(to)
@@ -133,10 +156,10 @@ class Registry:
             self._point(int(before))
             return now.number, int(before)
 
-    def _require(self, expected: int | None) -> None:
+    def _require(self, *expected: int | None) -> None:
         found = self.holder(CHAMPION)
         number = None if found is None else found.number
-        if number != expected:
+        if number not in expected:
             shown = "no champion" if number is None else f"version {number}"
             raise ChampionChanged(
                 f"{self.model} had its champion changed meanwhile (now: {shown}); run again to be "

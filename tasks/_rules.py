@@ -20,6 +20,7 @@ from betaflow.evaluation.promotion import (
     controls_passed,
     enough_prompts,
     enough_seeds,
+    enough_verdicts,
     not_worse,
     simultaneous,
     wins,
@@ -36,13 +37,21 @@ JUDGEMENTS = Path("out/judgements")
 ONE_PERPLEXITY = "bits_per_byte"  # of the perplexities, which are functions of one another
 
 
-def rules(params: Params, arm: Arm, challenger: Evidence, champion: Evidence) -> list[Rule]:
-    """Every rule's result; the champion is SFT's evidence where there is none yet."""
+def rules(
+    params: Params, arm: Arm, challenger: Evidence, champion: Evidence, verdicts: pd.DataFrame
+) -> list[Rule]:
+    """Every rule's result.
+
+    Args:
+        champion: SFT's evidence where there is none yet.
+        verdicts: of `judged_against`.
+    """
     settings = params.promotion
-    verdicts = judged_against(params, challenger, champion)
     confidence = simultaneous(params.compare.confidence, len(_candidates(params, arm)))
     found = [another_model(challenger.content, champion.content)]
     found += _win_rules(params, verdicts, confidence)
+    missing = float(verdicts["preference"].isna().mean())
+    found.append(enough_verdicts(missing, params.compare.controls.missing_limit))
     if settings.margins is not None:
         found += _task_rules(params, challenger.benchmark, champion.benchmark)
     if settings.kl_budget is not None:
@@ -61,23 +70,27 @@ def rules(params: Params, arm: Arm, challenger: Evidence, champion: Evidence) ->
     return [*found, _controls(params)]
 
 
-def judged_against(params: Params, challenger: Evidence, champion: Evidence) -> pd.DataFrame:
+def judged_against(
+    params: Params, challenger: Evidence, champion: Evidence
+) -> tuple[pd.DataFrame, dict[str, object] | None]:
     """The judge's preferences for the challenger, on the same prompts and seeds.
 
     Returns:
         In domain, at `promotion.temperature`: prompt_id, preference (NaN: no verdict), and both
-        completions' tokens, `completion_tokens_a` the challenger's.
+        completions' tokens, `completion_tokens_a` the challenger's. And what a language model's
+        answers took (`Usage`), None where none was asked for this.
     """
     a, b = (_in_question(params, one.samples) for one in (challenger, champion))
     score = judge_column(params.compare)
     pairs = paired(a, b, ["completion", "completion_tokens", score])
     if params.compare.judge != "llm":
-        return pairs.assign(preference=preferences(pairs[f"{score}_a"], pairs[f"{score}_b"]))
+        told = preferences(pairs[f"{score}_a"], pairs[f"{score}_b"])
+        return pairs.assign(preference=told), None
     if champion.name == SFT:
-        return pairs.merge(_verdicts(challenger.name), on=KEYS, how="left")
+        return pairs.merge(_verdicts(challenger.name), on=KEYS, how="left"), None
     # Of a champion from elsewhere nothing was asked yet; answers are kept, and asked for once.
-    told, _ = judge(pairs.assign(prompt=a["prompt"].to_numpy()), params.compare)
-    return pairs.assign(preference=told["preference"].to_numpy())
+    found, usage = judge(pairs.assign(prompt=a["prompt"].to_numpy()), params.compare)
+    return pairs.assign(preference=found["preference"].to_numpy()), usage
 
 
 def _verdicts(arm: str) -> pd.DataFrame:
@@ -182,12 +195,14 @@ def _compared(params: Params) -> list[Arm]:
 
 def _controls(params: Params) -> Rule:
     """Of the judge in use; another's controls say nothing about it."""
+    asked = params.compare.judge == "llm"
+    # An endpoint may filter `injection` out, and then no answer that says such a thing can win.
+    needed = ["null", "self", "longest", *(["order"] if asked else [])]
     if not (JUDGEMENTS / "summary.json").exists():
-        return controls_passed(None)
+        return controls_passed(None, needed)
     about = read_json(JUDGEMENTS / "summary.json")
-    llm = params.compare.llm if params.compare.judge == "llm" else None
+    llm = params.compare.llm if asked else None
     if (about["judge"], about["model"]) != (params.compare.judge, llm.model if llm else None):
-        return controls_passed(None)
-    if all(row["passed"] is None for row in about["controls"]["rows"]):
-        return controls_passed(None)
-    return controls_passed(about["controls"]["passed"], about["controls"]["failed"])
+        return controls_passed(None, needed)
+    results = {row["control"]: row["passed"] for row in about["controls"]["rows"]}
+    return controls_passed(results, needed)

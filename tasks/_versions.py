@@ -6,14 +6,14 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from betaflow.config import Arm, Params
 from betaflow.io import LOCAL
 from tasks._evidence import Evidence, inputs, model_files, write
-from tasks._registry import FOLDER, REPLACES, TAG, Registry
+from tasks._registry import FOLDER, IN_USE, REPLACES, TAG, Registry
 
 CARD = "README.md"
 LOGGED = "models:/"  # what the address of a logged model begins with, before its id
@@ -26,12 +26,15 @@ def register(
     run_id: str,
     summary: Mapping[str, Any],
     found: Evidence,
-    card: str,
+    card: Callable[[str], str],
 ) -> int:
-    """A version with these weights, this evidence and this card; its number.
+    """A version with these weights, this evidence and this card, reserved; its number.
 
-    One that holds the same already, and never became champion, gets the new card: weights are
-    not copied again each time a challenger is refused.
+    One that holds the same already, that no promotion is at and that never became champion, gets
+    the new card: weights are not copied again each time a challenger is refused.
+
+    Args:
+        card: makes the card's text, from the address that MLflow loads these weights by.
     """
     tags = {
         f"{TAG}arm": arm.name,
@@ -41,35 +44,48 @@ def register(
     }
     (LOCAL / "tmp").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=LOCAL / "tmp") as place:
-        file = Path(place, CARD)
-        file.write_text(card, encoding="utf-8")
-        same = _unused(registry, tags)
+        same = registry.reserve(lambda: _unused(registry, tags))
         if same is not None:
-            registry.client.log_model_artifact(same.source.removeprefix(LOGGED), str(file))
-            return int(same.version)
+            found_as = registry.client.get_model_version(registry.model, str(same))
+            _log_card(registry, found_as.source, card, Path(place))
+            return same
         (evidence := Path(place, FOLDER)).mkdir()
         write(found, params, evidence)
         logged = _log_weights(params, arm, run_id, summary, Path(place))
-        registry.client.log_model_artifact(logged.model_id, str(file))
+        _log_card(registry, LOGGED + logged.model_id, card, Path(place))
         registry.client.log_model_artifacts(logged.model_id, str(evidence), FOLDER)
     _create(registry)
     version = registry.client.create_model_version(
-        registry.model, logged.model_uri, run_id, tags=tags, model_id=logged.model_id
+        registry.model,
+        logged.model_uri,
+        run_id,
+        tags=tags | {IN_USE: "true"},
+        model_id=logged.model_id,
     )
     return int(version.version)
 
 
-def _unused(registry: Registry, tags: Mapping[str, str]) -> Any:
-    """The newest version with these tags that was never about to become champion."""
+def _unused(registry: Registry, tags: Mapping[str, str]) -> int | None:
+    """The newest version with these tags that nobody uses and that was never about to be champion.
+
+    None: there is none.
+    """
     found = registry.client.search_model_versions(f"name = '{registry.model}'")
     fit = [
-        one
+        int(one.version)
         for one in found
         if one.source.startswith(LOGGED)  # not of a run's artifacts, as older versions are
         and REPLACES not in one.tags
+        and IN_USE not in one.tags
         and all(one.tags.get(key) == value for key, value in tags.items())
     ]
-    return max(fit, key=lambda one: int(one.version), default=None)
+    return max(fit, default=None)
+
+
+def _log_card(registry: Registry, address: str, card: Callable[[str], str], place: Path) -> None:
+    file = place / CARD
+    file.write_text(card(address), encoding="utf-8")
+    registry.client.log_model_artifact(address.removeprefix(LOGGED), str(file))
 
 
 def _log_weights(

@@ -63,18 +63,23 @@ def main() -> None:
 def judge(
     pairs: pd.DataFrame, settings: CompareSettings
 ) -> tuple[pd.DataFrame, dict[str, object] | None]:
-    """Verdicts of `compare.judge`, and what its answers took if it is a language model."""
+    """Verdicts of `compare.judge`, and what its answers took if it is a language model.
+
+    That is printed too, also where an error ends it.
+    """
     if settings.judge != "llm" or settings.llm is None:
         return score_judge(JUDGES[settings.judge])(pairs), None
     # Not at the top: without a language model there is no need of an HTTP client.
     from betaflow.evaluation.llm_judge import LLMJudge
 
     model = LLMJudge(settings.llm, KEPT)
-    verdicts = model(pairs)
-    for name, one in (("judge", model.usage), ("of them now", model.usage_now)):
-        spend = "" if one.spend is None else f", spend {one.spend:.4g}"
-        tokens = f"{one.prompt_tokens:,} + {one.completion_tokens:,} tokens"
-        print(f"{name}: {one.answers:,} answers, {tokens}{spend}")
+    try:
+        verdicts = model(pairs)
+    finally:
+        for name, one in (("judge", model.usage), ("of them now", model.usage_now)):
+            spend = "" if one.spend is None else f", spend {one.spend:.4g}"
+            tokens = f"{one.prompt_tokens:,} + {one.completion_tokens:,} tokens"
+            print(f"{name}: {one.answers:,} answers, {tokens}{spend}", flush=True)
     return verdicts, model.usage._asdict()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from betaflow.config import Arm, Params, arms
 from betaflow.errors import UserError
@@ -11,47 +13,12 @@ from betaflow.evaluation.promotion import Rule
 from betaflow.io import read_json
 from betaflow.report.estimates import Row
 from tasks import tracking
+from tasks._decision import ACCEPTED, NOT_MOVED, PENDING, REFUSED, Decision, record, record_usage
 from tasks._evidence import of_arm, of_version
-from tasks._model_card import model_card, rules_table
-from tasks._registry import CHALLENGER, CHAMPION, TAG, ChampionChanged, Registry
-from tasks._rules import rules
+from tasks._model_card import model_card
+from tasks._registry import CHALLENGER, CHAMPION, ChampionChanged, Registry
+from tasks._rules import judged_against, rules
 from tasks._versions import register
-
-RULE = f"{TAG}rule."
-LONGEST = {"tag": 5000, "description": 5000}  # characters that every registry takes
-
-
-class Decision(NamedTuple):
-    """What was decided about a challenger, and why.
-
-    `against`: the model that it was compared with; `replaced`: the champion's version before, None
-    where there was none or nothing was replaced; `value`: of `metric`, None if not measured.
-    """
-
-    arm: str
-    model: str
-    version: int
-    promoted: bool
-    against: str
-    replaced: int | None
-    metric: str
-    value: float | None
-    rules: list[Rule]
-
-    @property
-    def sentence(self) -> str:
-        """The decision in words."""
-        name = f"{self.arm}, version {self.version} of {self.model},"
-        if self.promoted:
-            return f"{name} is champion: every rule held against {self.against}."
-        failed = ", ".join(rule.name for rule in self.rules if not rule.held)
-        return f"{name} was refused against {self.against}: {failed}."
-
-    @property
-    def markdown(self) -> str:
-        """The decision with its reasons."""
-        verdict = "Promoted" if self.promoted else "Refused"
-        return f"**{verdict}.** {self.sentence}\n\n{rules_table(self.rules)}"
 
 
 def choose(params: Params, name: str | None) -> tuple[Arm, float | None]:
@@ -104,9 +71,11 @@ def promote_arm(params: Params, name: str | None = None) -> Decision:
     champion = registry.holder(CHAMPION)
     challenger = of_arm(arm)
     other = of_version(params, registry, champion) if champion else of_arm(Arm(method="sft"))
-    found = rules(params, arm, challenger, other)
+    verdicts, usage = judged_against(params, challenger, other)
+    found = rules(params, arm, challenger, other, verdicts)
     run_id = tracker.arm_run(summary).info.run_id
-    card = model_card(params, arm, summary, rows, found, other.name)
+    record_usage(tracker.client, run_id, usage)
+    card = partial(model_card, params, arm, summary, rows, found, other.name)
     version = register(params, registry, arm, run_id, summary, challenger, card)
     passed = all(rule.held for rule in found)
     before = None if champion is None else champion.number
@@ -121,21 +90,44 @@ def promote_arm(params: Params, name: str | None = None) -> Decision:
         value,
         found,
     )
-    tracker.client.set_registered_model_alias(registry.model, CHALLENGER, str(version))
-    _record(tracker, registry, run_id, decision)
-    if passed:
-        try:
-            registry.move_champion(version, instead_of=before)
-        except ChampionChanged as error:
-            decision = _overtaken(decision, error)
-            tracker.client.set_registered_model_alias(registry.model, CHALLENGER, str(version))
-            _record(tracker, registry, run_id, decision)
+    try:
+        record(tracker, registry, run_id, decision, PENDING if passed else REFUSED)
+        tracker.client.set_registered_model_alias(registry.model, CHALLENGER, str(version))
+        return _moved(tracker, registry, run_id, decision, before) if passed else decision
+    finally:
+        registry.release(version)
+
+
+def _moved(
+    tracker: tracking.Tracker,
+    registry: Registry,
+    run_id: str,
+    decision: Decision,
+    before: int | None,
+) -> Decision:
+    """Make the version champion, and record what came of it; the decision as it then stands."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry.move_champion(decision.version, instead_of=before)
+    except ChampionChanged as error:
+        changed = Rule("same_champion", False, None, None, f"{error}.")
+        decision = decision._replace(
+            promoted=False, replaced=None, rules=[*decision.rules, changed]
+        )
+        # The one that was quicker may have taken the alias away, if it came to be challenger later.
+        tracker.client.set_registered_model_alias(registry.model, CHALLENGER, str(decision.version))
+        record(tracker, registry, run_id, decision, REFUSED)
+        return decision
+    except Exception:
+        # Of a registry that is away `pending` stays, which claims no more than is known.
+        with suppress(MlflowException):
+            champion = registry.holder(CHAMPION)
+            moved = champion is not None and champion.number == decision.version
+            record(tracker, registry, run_id, decision, ACCEPTED if moved else NOT_MOVED)
+        raise
+    record(tracker, registry, run_id, decision, ACCEPTED)
     return decision
-
-
-def _overtaken(decision: Decision, error: ChampionChanged) -> Decision:
-    changed = Rule("same_champion", False, None, None, f"{error}.")
-    return decision._replace(promoted=False, replaced=None, rules=[*decision.rules, changed])
 
 
 def _compared(arm: Arm, summary: Mapping[str, Any]) -> list[Row]:
@@ -144,30 +136,3 @@ def _compared(arm: Arm, summary: Mapping[str, Any]) -> list[Row]:
     if compared["fingerprints"][arm.name] != summary["fingerprint"]:
         raise UserError(f"{arm.name} was trained again after the comparison; run `make align`")
     return [row for row in compared["rows"] if row["arm"] == arm.name]
-
-
-def _record(tracker: tracking.Tracker, registry: Registry, run_id: str, decision: Decision) -> None:
-    """The decision and its reasons as tags of version and run, and as the version's description."""
-    from mlflow.entities import RunTag
-
-    tags = {
-        f"{TAG}decision": "accepted" if decision.promoted else "refused",
-        f"{TAG}against": decision.against,
-        **{f"{RULE}{rule.name}": _reason(rule) for rule in decision.rules},
-    }
-    registry.tag(decision.version, tags, instead_of=RULE)
-    client = tracker.client
-    every = tags | {f"{TAG}version": str(decision.version)}
-    for key in {key for key in client.get_run(run_id).data.tags if key.startswith(RULE)} - set(
-        every
-    ):
-        client.delete_tag(run_id, key)
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in every.items()])
-    text = decision.markdown + f"\nThe whole model card: README.md among the artifacts of {run_id}."
-    client.update_model_version(
-        registry.model, str(decision.version), text[: LONGEST["description"]]
-    )
-
-
-def _reason(rule: Rule) -> str:
-    return f"{'held' if rule.held else 'failed'}: {rule.reason}"[: LONGEST["tag"]]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from betaflow.config import Params
+from betaflow.errors import UserError
 from tasks import tracking
-from tasks._registry import TAG, Registry
+from tasks._decision import record_rollback
+from tasks._registry import Registry
 
 
 class Rollback(NamedTuple):
@@ -26,10 +28,18 @@ def roll_back(params: Params) -> Rollback:
     """Restore the champion before the present one; again and again goes further back.
 
     Raises:
-        UserError: there is no champion, or none before it.
+        UserError: there is no champion, or none before it; or it was done but not recorded.
     """
+    from mlflow.exceptions import MlflowException
+
     with tracking.reachable():
         registry = Registry(tracking.client(), params.run.registered_model)
-        was, version = registry.restore_champion()
-        registry.tag(was, {f"{TAG}decision": "rolled back"})
-    return Rollback(registry.model, was, version)
+        done = Rollback(registry.model, *registry.restore_champion())
+    try:
+        record_rollback(registry, done.was, done.sentence)
+    except MlflowException as error:
+        raise UserError(
+            f"{done.sentence} But MLflow did not record it on version {done.was}; don't roll back "
+            "again, which would go further back"
+        ) from error
+    return done

@@ -40,6 +40,9 @@ def make_sweep(folder: Path, tiny: Path, repository: Path, **promotion: Any) -> 
     values = settings(repository, **promotion)
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     params = parse_params(values)
+    for name in ("betaflow", "tasks", "dvc.yaml"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(repository / name)
     out = folder / "out"
     prompts = [{"id": f"p{n:03d}", "prompt": f"the film number {n} was"} for n in range(PROMPTS)]
     write_jsonl(out / "data/prompts_eval.jsonl", prompts)
@@ -67,13 +70,23 @@ def make_sweep(folder: Path, tiny: Path, repository: Path, **promotion: Any) -> 
     return params
 
 
-def judged(out: Path, *failed: str) -> None:
-    """The controls of the judge, some of them failed."""
-    rows = [{"control": name, "passed": name not in failed} for name in ("null", "self")]
+def judged(
+    out: Path,
+    *failed: str,
+    unmeasured: tuple[str, ...] = (),
+    judge: tuple[str, str | None] = ("gold", None),
+) -> None:
+    """The controls of the judge, some of them failed or not measured."""
+    names = ["null", "injection", "self", "longest", "missing"]
+    if judge[0] == "llm":
+        names.insert(4, "order")
+    rows = [
+        {"control": name, "passed": None if name in unmeasured else name not in failed}
+        for name in names
+    ]
     controls = {"passed": not failed, "failed": list(failed), "rows": rows}
-    write_json(
-        out / "judgements/summary.json", {"judge": "gold", "model": None, "controls": controls}
-    )
+    about = {"judge": judge[0], "model": judge[1], "controls": controls}
+    write_json(out / "judgements/summary.json", about)
 
 
 def samples(name: str, prompts: list[dict[str, Any]]) -> pd.DataFrame:

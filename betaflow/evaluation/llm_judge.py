@@ -49,7 +49,7 @@ class LLMJudge:
     models must not share a name. The key is in no file.
 
     Attributes:
-        usage: of the answers to the last call.
+        usage: of the answers to the last call, also if it raised an error.
         usage_now: of those of them that the last call had to ask for.
     """
 
@@ -108,11 +108,15 @@ class LLMJudge:
                     answers[name] = answer
                 progress.update(done, unanswered=done - len(answers))
 
-            key = read_key(self.settings.key_variable) if left else None
-            reasons = ask(left, self.settings, key, on_done, known=known, sleep=self.sleep)
-        self.usage = _usage([answers[name] for name in bodies if name in answers], self.settings)
-        now = [answers[name] for name in left if name in answers]
-        self.usage_now = _usage(now, self.settings)
+            try:
+                key = read_key(self.settings.key_variable) if left else None
+                reasons = ask(left, self.settings, key, on_done, known=known, sleep=self.sleep)
+            finally:  # what came before a deadline or an outage was paid for
+                every, now = (
+                    [a for n in names if (a := answers.get(n))] for names in (bodies, left)
+                )
+                self.usage = _usage(every, self.settings)
+                self.usage_now = _usage(now, self.settings)
         return {
             name: self._verdict(answers[name]) if name in answers else ("", reasons[name])
             for name in bodies

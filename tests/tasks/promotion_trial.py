@@ -1,7 +1,7 @@
 """Promotions as processes of their own, to be killed or raced: forked, so that imports are once.
 
-`python promotion_trial.py KILL RACE GOOD BETTER SAME`: two workspaces, and three arms of
-both, the first worse than the others. Its last line says what came of each.
+`python promotion_trial.py KILL RACE TWICE GOOD BETTER SAME`: three workspaces, and three arms of
+each, the first worse than the others. Its last line says what came of each.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import mlflow.transformers
 from mlflow import MlflowClient
+from promotions import judged
 
 from betaflow.config import load_params
 from betaflow.io import LOCAL
@@ -25,7 +27,7 @@ from tasks import _claim
 from tasks._registry import REPLACES, Registry
 from tasks.promote import promote_arm
 
-KILL, RACE, GOOD, BETTER, SAME = sys.argv[1:]
+KILL, RACE, TWICE, GOOD, BETTER, SAME = sys.argv[1:]
 # The methods of MLflow's client during which a promotion is killed, in the order of their calls;
 # of some only the calls about what is named, and whether the call is done before.
 POINTS: list[tuple[str, str, bool]] = [
@@ -95,7 +97,7 @@ def champion() -> tuple[int, str]:
 
 def kill() -> list[Any]:
     """The champion after each of the points."""
-    _claim.PATIENCE = 1.0
+    _claim.PATIENCE = float("inf")  # of a process that is dead nothing is waited for
     assert ended(fork(lambda: promote(GOOD))) == 0
     found = []
     for point in POINTS:
@@ -110,8 +112,21 @@ def kill() -> list[Any]:
 
 
 def race() -> list[Any]:
-    """Two whole promotions, of two arms, that meet where the champion is moved."""
     assert ended(fork(lambda: promote(GOOD))) == 0
+    return meet(BETTER, SAME)
+
+
+def twice() -> list[Any]:
+    """The same of one arm, of which there is a version that was refused."""
+    assert ended(fork(lambda: promote(GOOD))) == 0
+    judged(Path("out"), "null")
+    assert ended(fork(lambda: promote(BETTER))) == 1
+    judged(Path("out"))
+    return meet(BETTER, BETTER)
+
+
+def meet(*arms: str) -> list[Any]:
+    """Two whole promotions that meet where the champion is moved: each one's exit, the champion."""
     (one_waits, one_says), (two_waits, two_says) = os.pipe(), os.pipe()
     real = Registry.move_champion
 
@@ -127,16 +142,16 @@ def race() -> list[Any]:
         Registry.move_champion = meeting(mine, theirs)  # type: ignore[method-assign]
         return promote(arm)
 
-    children = {
-        BETTER: fork(lambda: run(BETTER, one_waits, two_says)),
-        SAME: fork(lambda: run(SAME, two_waits, one_says)),
-    }
-    return [{arm: ended(child) for arm, child in children.items()}, champion()]
+    children = [
+        fork(lambda: run(arms[0], one_waits, two_says)),
+        fork(lambda: run(arms[1], two_waits, one_says)),
+    ]
+    return [[ended(child) for child in children], champion()]
 
 
 def main() -> None:
     found = {}
-    for name, folder, work in (("kill", KILL, kill), ("race", RACE, race)):
+    for name, folder, work in (("kill", KILL, kill), ("race", RACE, race), ("twice", TWICE, twice)):
         os.chdir(folder)
         if not found:
             warm_up()

@@ -161,6 +161,21 @@ def test_a_language_model_is_asked_about_every_pair_once(
     assert KEY not in everything
 
 
+def test_what_a_stage_that_stops_took_is_told(
+    here: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, KEY)
+    seen: list[str] = []
+
+    def soon_out_of_credit(body: dict[str, Any]) -> Reply:
+        seen.append("")
+        return by_word(body) if len(seen) <= 3 else Reply(401, b"{}")
+
+    with serve(soon_out_of_credit) as server, pytest.raises(UserError, match="HTTP 401"):
+        run(asking(here, server.url, concurrency=1))
+    assert "judge: 3 answers, 300 + 30 tokens, spend 0.00036" in capsys.readouterr().out
+
+
 def test_a_model_that_says_no_verdict_is_said_and_leaves_nothing(
     here: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

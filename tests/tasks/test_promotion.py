@@ -11,19 +11,21 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from endpoints import Reply, serve, texts, verdict
+from endpoints import Reply, said, serve, texts, verdict
 from endpoints import settings as llm_settings
+from mlflow.artifacts import download_artifacts
 from promotions import BETTER, GOOD, SAME, benchmark, judged
 
-from betaflow.config import Params, arms, load_params
+from betaflow.config import Arm, Params, arms, load_params
 from betaflow.errors import UserError
+from betaflow.evaluation.promotion import Rule
 from betaflow.evaluation.win_rate import KEYS
 from betaflow.io import write_json, write_jsonl
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
-from tasks import _claim, _registry, tracking
-from tasks._evidence import Evidence, model_files, of_version
+from tasks import _claim, _registry, _rules, tracking
+from tasks._evidence import Evidence, inputs, model_files, of_version
 from tasks._registry import Registry
-from tasks._rules import judged_against, rules
+from tasks._rules import judged_against
 from tasks.promote import Decision, promote_arm
 from tasks.rollback import roll_back
 from tasks.sample import samples
@@ -36,6 +38,14 @@ def registry() -> Registry:
 def champion() -> int | None:
     found = registry().holder("champion")
     return None if found is None else found.number
+
+
+def told(number: int) -> tuple[str, str, str]:
+    """What a version, its arm's run and its description say of the decision."""
+    client = tracking.client()
+    version = client.get_model_version("betaflow", str(number))
+    run = client.get_run(version.run_id).data.tags
+    return version.tags["betaflow.decision"], run["betaflow.decision"], version.description
 
 
 def failed(decision: Decision) -> set[str]:
@@ -52,8 +62,8 @@ def test_a_good_arm_becomes_champion_whole_and_with_its_card(sweep: Params) -> N
     assert decision.promoted, decision.markdown
     assert (decision.version, decision.against, decision.replaced) == (1, "sft", None)
     assert {rule.name for rule in decision.rules} == {
-        "another_model", "win_rate", "length_controlled_win_rate", "quiz/acc", "kl", "prompts",
-        "seeds", "controls",
+        "another_model", "win_rate", "length_controlled_win_rate", "verdicts", "quiz/acc", "kl",
+        "prompts", "seeds", "controls",
     }  # fmt: skip
     assert champion() == 1
     assert registry().holder("challenger") is None
@@ -77,6 +87,11 @@ def test_a_good_arm_becomes_champion_whole_and_with_its_card(sweep: Params) -> N
     front = yaml.safe_load(card.split("---")[1])
     assert front["pipeline_tag"] == "text-generation"
     assert "dpo" in front["tags"]
+    # It loads what it is about, whoever is champion.
+    address = card.split('load_model("')[1].split('"')[0]
+    assert address == version.source
+    assert f"download -u {address} " in card
+    assert "@champion" not in card
     for part in ("git commit", "dvc.lock", "| quiz/acc | yes |", "## Limits", "learning_rate:"):
         assert part in card
     assert str(Path.cwd()) not in card
@@ -85,7 +100,7 @@ def test_a_good_arm_becomes_champion_whole_and_with_its_card(sweep: Params) -> N
     assert {p.name: p.read_bytes() for p in model_files(whole / "model")} == {
         p.name: p.read_bytes() for p in model_files(arm)
     }
-    found = mlflow.transformers.load_model("models:/betaflow@champion")
+    found = mlflow.transformers.load_model(address)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         assert torch.equal(found.model(ids).logits, load_policy(arm)(ids).logits)
@@ -121,6 +136,12 @@ def test_better_ones_take_over_and_rollback_leads_back(sweep: Params) -> None:
 
     back = roll_back(sweep)
     assert (back.was, back.version, champion()) == (2, 1, 1)
+    version, run, text = told(2)
+    assert (version, run) == ("rolled back", "refused")  # the run is about its latest version
+    assert text.startswith("**Rolled back.** Version 1 of betaflow is champion again, instead of 2")
+    assert "Promoted" not in text
+    assert "| win_rate | yes |" in text
+    assert told(1)[:2] == ("accepted", "accepted")
     with pytest.raises(UserError, match="version 1 of betaflow is the first champion"):
         roll_back(sweep)
     assert champion() == 1
@@ -129,8 +150,27 @@ def test_better_ones_take_over_and_rollback_leads_back(sweep: Params) -> None:
     assert again.promoted
     assert again.version not in (1, 2)
     assert roll_back(sweep).version == 1
+    assert told(again.version)[:2] == ("rolled back", "rolled back")
     tracking.client().delete_model_version("betaflow", "2")
     assert promote_arm(sweep).promoted
+
+
+def test_a_rollback_that_can_not_be_recorded_says_that_it_is_done(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    assert promote_arm(sweep, GOOD).promoted
+    assert promote_arm(sweep, BETTER).promoted
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise MlflowException("the connection was lost")
+
+    monkeypatch.setattr(MlflowClient, "update_model_version", failing)
+    with pytest.raises(UserError, match=r"^Version 1 .* again, instead of 2\. .*don't roll back"):
+        roll_back(sweep)
+    assert champion() == 1
 
 
 def test_every_reason_to_refuse(sweep: Params) -> None:
@@ -139,6 +179,10 @@ def test_every_reason_to_refuse(sweep: Params) -> None:
     judged(Path("out"), "null")
     decision = promote_arm(strict, GOOD)
     assert failed(decision) == {"quiz/acc", "kl", "seeds", "controls"}
+    version = tracking.client().get_model_version("betaflow", "1")
+    card = Path(download_artifacts("models:/betaflow/1/README.md")).read_text()
+    assert f'load_model("{version.source}")' in card
+    assert "@champion" not in card  # there is none, or it is another model
     assert champion() is None
     assert registry().holder("challenger").number == decision.version  # type: ignore[union-attr]
     assert "**no** | The judge failed null" in decision.markdown
@@ -148,8 +192,13 @@ def test_every_reason_to_refuse(sweep: Params) -> None:
     decision = promote_arm(lax, GOOD)
     assert decision.promoted
     assert {rule.name for rule in decision.rules} == {
-        "another_model", "win_rate", "length_controlled_win_rate", "seeds", "controls",
+        "another_model", "win_rate", "length_controlled_win_rate", "verdicts", "seeds", "controls",
     }  # fmt: skip
+
+
+def rules(params: Params, arm: Arm, challenger: Evidence, other: Evidence) -> list[Rule]:
+    verdicts, _ = judged_against(params, challenger, other)
+    return _rules.rules(params, arm, challenger, other, verdicts)
 
 
 def evidence(name: str, **changes: Any) -> Evidence:
@@ -212,12 +261,21 @@ def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     group["results"]["quizzes"] = {"acc": 0.8}  # of several tasks, which have the documents
     several = benchmark_of(sweep, ["quizzes"])
     assert not [r for r in rules(several, arm, good._replace(benchmark=group), sft) if not r.held]
+    judged(Path("out"), unmeasured=("self", "longest"))  # as with one draw a prompt
+    assert missing(good, sft) == {"controls"}
     judged(Path("out"))
     summary = Path("out/judgements/summary.json")
     summary.write_text(summary.read_text().replace('"gold"', '"reward_model"'))
     assert missing(good, sft) == {"controls"}
     summary.unlink()
     assert missing(good, sft) == {"controls"}
+
+
+def took_of(number: int) -> dict[str, str]:
+    """What the judge took, by the tags of the run of a version's arm."""
+    client = tracking.client()
+    tags = client.get_run(client.get_model_version("betaflow", str(number)).run_id).data.tags
+    return {key: value for key, value in tags.items() if key.startswith("betaflow.judge.")}
 
 
 def test_a_language_model_judges_a_champion_when_they_first_meet(
@@ -234,17 +292,55 @@ def test_a_language_model_judges_a_champion_when_they_first_meet(
         return verdict("A" if BETTER in first else "B")
 
     with serve(answer) as server:
-        llm = llm_settings(server.url, model="m")
+        llm = llm_settings(server.url, model="m", prompt_price=1.0, completion_price=2.0)
         compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
         asking = sweep.model_copy(update={"compare": compare})
-        known = judged_against(asking, evidence(GOOD), evidence("sft"))["preference"]
+        known = judged_against(asking, evidence(GOOD), evidence("sft"))[0]["preference"]
         assert known.tolist()[:4] == [1.0, 0.5, 1.0, 0.5]
         assert known.isna().tolist() == [False] * 119 + [True]
         assert server.requests == []
         for _ in range(2):
-            met = judged_against(asking, evidence(BETTER), evidence(GOOD))
+            met, usage = judged_against(asking, evidence(BETTER), evidence(GOOD))
             assert set(met["preference"]) == {1.0}
             assert len(server.requests) == 2 * 60  # both orders; two seeds said the same
+        # What a promotion takes is told by its arm's run, kept answers included.
+        judged(Path("out"), judge=("llm", "m"))
+        assert promote_arm(asking, GOOD).promoted
+        assert promote_arm(asking, BETTER).promoted
+        assert len(server.requests) == 2 * 60
+    took = {"answers": 120, "prompt_tokens": 12000, "completion_tokens": 1200, "unreported": 0}
+    took |= {"spend": usage["spend"], "models": "judge-2024"}  # type: ignore[index]
+    assert took["spend"] == pytest.approx((12000 + 2 * 1200) / 1e6)
+    runs = {
+        number: tracking.client().get_model_version("betaflow", number).run_id for number in "12"
+    }
+    tags = {number: tracking.client().get_run(run).data.tags for number, run in runs.items()}
+    told = {key: value for key, value in tags["2"].items() if key.startswith("betaflow.judge.")}
+    assert told == {f"betaflow.judge.{key}": str(value) for key, value in took.items()}
+    assert not [key for key in tags["1"] if key.startswith("betaflow.judge.")]  # against SFT
+
+
+def test_a_judge_that_leaves_verdicts_on_a_champion_missing_promotes_nothing(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage's control is about SFT; a champion is judged afresh, and by then much may fail."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (arm,) = [arm for arm in arms(sweep) if arm.name == BETTER]
+
+    def answer(body: dict[str, Any]) -> Reply:
+        prompt, first, _ = texts(body["messages"][0]["content"])
+        if int(prompt.split()[3]) < len(refused):
+            return said("I would rather not say.")
+        return verdict("A" if BETTER in first else "B")
+
+    for refused, held in ((range(6), True), (range(7), False)):  # of 60 prompts
+        with serve(answer) as server:
+            llm = llm_settings(server.url, model=f"refuses {len(refused)}")
+            compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
+            asking = sweep.model_copy(update={"compare": compare})
+            found = rules(asking, arm, evidence(BETTER), evidence(GOOD))
+        (rule,) = [rule for rule in found if rule.name == "verdicts"]
+        assert (rule.held, rule.found) == (held, len(refused) / 60)
 
 
 def test_a_champion_of_other_inputs_is_sampled_anew(
@@ -270,8 +366,6 @@ def test_a_champion_of_other_inputs_is_sampled_anew(
     assert registry().download(1, "nothing", Path.cwd()) is None
     assert set(made.samples["completion_tokens"]) <= set(range(6))
     assert made.samples["prompt_id"].nunique() == 4
-    from mlflow.artifacts import download_artifacts
-
     expected = samples(params, "x", download_artifacts("models:/betaflow@champion/model"))
     pd.testing.assert_frame_equal(made.samples, expected)
 
@@ -279,6 +373,26 @@ def test_a_champion_of_other_inputs_is_sampled_anew(
     tokenizer.write_text(tokenizer.read_text() + "\n")
     with pytest.raises(UserError, match=r"another tokenizer .*run.registered_model"):
         of_version(params, registry(), version)
+
+
+def test_evidence_is_of_the_code_that_made_it(sweep: Params, repository: Path) -> None:
+    """An old champion's gold rewards and a challenger's by other code can't be paired."""
+    Path("betaflow").unlink()
+    shutil.copytree(repository / "betaflow", "betaflow")
+    before = inputs(sweep)
+    for name, changed in {
+        "worlds/lexicon.py": {"samples"},
+        "sampling/decode.py": {"samples", "benchmark"},
+        "evaluation/harness.py": {"benchmark"},
+        "report/build.py": set(),
+    }.items():
+        file = Path("betaflow", name)
+        kept = file.read_text()
+        file.write_text(kept + "\n")
+        now = inputs(sweep)
+        assert {part for part in now if now[part] != before[part]} == changed
+        file.write_text(kept)
+    assert inputs(sweep) == before
 
 
 def test_an_arm_trained_again_is_refused_before_anything_is_registered(sweep: Params) -> None:
@@ -299,6 +413,8 @@ def test_a_claim_held_too_long_moves_nothing_and_one_left_behind_is_taken_away(
         with pytest.raises(UserError, match="too slowly"):
             promote_arm(sweep, BETTER)
     assert champion() == 1
+    assert told(2)[:2] == ("not moved", "not moved")
+    assert told(2)[2].startswith("**Not moved.** Every rule held against version 1")
     assert client.get_registered_model("betaflow").tags == {}
     client.set_registered_model_tag("betaflow", left, "")
     waited: list[float] = []
@@ -309,19 +425,60 @@ def test_a_claim_held_too_long_moves_nothing_and_one_left_behind_is_taken_away(
     assert client.get_registered_model("betaflow").tags == {}
 
 
+@pytest.mark.parametrize(("moved", "state"), [(False, "not moved"), (True, "accepted")])
+def test_what_is_recorded_of_a_registry_that_fails_is_what_the_alias_says(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch, moved: bool, state: str
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    assert promote_arm(sweep, GOOD).promoted
+    real = MlflowClient.set_registered_model_alias
+
+    def failing(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        if alias != "champion" or moved:
+            real(self, name, alias, version)
+        if alias == "champion":
+            raise MlflowException("the connection was lost")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", failing)
+    with pytest.raises(MlflowException, match="the connection was lost"):
+        promote_arm(sweep, BETTER)
+    assert champion() == (2 if moved else 1)
+    assert told(2)[:2] == (state, state)
+    assert (told(2)[2].startswith("**Promoted.**")) is moved
+
+
+def by_hand(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let somebody move `champion` in MLflow's UI while the promotions that come are at work."""
+    real = Registry.move_champion
+
+    def late(self: Registry, to: int, *, instead_of: int | None) -> None:
+        self.client.set_registered_model_alias(self.model, "champion", str(number))
+        real(self, to, instead_of=instead_of)
+
+    monkeypatch.setattr(_registry.Registry, "move_champion", late)
+
+
 def test_a_champion_that_changed_meanwhile_is_not_replaced(
     sweep: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert promote_arm(sweep, GOOD).promoted
-    real = Registry.move_champion
-
-    def late(self: Registry, to: int, *, instead_of: int | None) -> None:
-        # By hand, in MLflow's UI, while the promotion was at work.
-        self.client.set_registered_model_alias(self.model, "champion", str(to))
-        real(self, to, instead_of=instead_of)
-
-    monkeypatch.setattr(_registry.Registry, "move_champion", late)
+    assert not promote_arm(change(sweep, seeds=9), SAME).promoted
+    by_hand(monkeypatch, 2)
     decision = promote_arm(sweep, BETTER)
     assert failed(decision) == {"same_champion"}
     assert "changed meanwhile (now: version 2)" in decision.rules[-1].reason
-    assert registry().version(2).tags["betaflow.decision"] == "refused"  # type: ignore[union-attr]
+    assert told(3)[:2] == ("refused", "refused")
+    assert registry().holder("challenger").number == 3  # type: ignore[union-attr]
+
+
+def test_one_that_was_made_champion_by_hand_meanwhile_is_not_called_refused(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert promote_arm(sweep, GOOD).promoted
+    by_hand(monkeypatch, 2)
+    assert promote_arm(sweep, BETTER).promoted
+    assert told(2)[0] == "accepted"
+    assert registry().holder("challenger") is None
+    assert roll_back(sweep).version == 1
