@@ -26,6 +26,7 @@ from markupsafe import Markup
 from betaflow.config import Arm, Params
 from betaflow.report import text
 from betaflow.report.browser import browser_data
+from betaflow.report.estimates import Row
 from betaflow.report.headline import Document, sentences
 from betaflow.report.interactive import figures
 from betaflow.report.judge_section import judge_section, judge_sentences
@@ -118,6 +119,7 @@ def render_html(
         ppo_arm=document["ppo_arm"],
         prompts=main[0]["prompts"],
         samples=main[0]["samples"],
+        verdicts=verdict_counts(main),
         table=table(main, document["best"]),
         whole=table(rows, ""),
         trials=trial_table(arms),
@@ -131,6 +133,12 @@ def render_html(
         reward_seconds=text.number(seconds.get("reward"), 0),
         has_gold=any(row["gold_reward"] is not None for row in rows),
     )
+
+
+def verdict_counts(rows: Sequence[Row]) -> str:
+    """On how many verdicts the arms' win rates against SFT rest, from the fewest to the most."""
+    counts = {row["win_rate_vs_sft_verdicts"] for row in rows}
+    return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
 
 
 def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from betaflow.report import text
 from betaflow.report.estimates import Row
 from betaflow.report.frontier_plot import WIDEST
-from betaflow.report.headline import Document
+from betaflow.report.headline import Document, judged_of
 from betaflow.report.interactive_training import reward_model, training
 from betaflow.report.plots import REWARDS, Metrics, alt_texts, sweeps, trained
 from betaflow.report.vega import (
@@ -136,7 +136,7 @@ def win_rate(document: Document) -> Spec:
         values = [
             {"arm": row["arm"], "series": names[row["arm"]], "temperature": row["temperature"]}
             | {"rate": row[column], "low": row[f"{column}_low"], "high": row[f"{column}_high"]}
-            | {"told": text.on_a_line(row, column, 1, 100.0, "%"), "of": _of(row)}
+            | {"told": text.on_a_line(row, column, 1, 100.0, "%"), "of": judged_of(row, column)}
             for row in rows
             if row["arm"] != itself and row[column] is not None
         ]
@@ -193,7 +193,8 @@ def _points(document: Document, reward: str) -> list[Spec]:
             "kl_told": text.on_a_line(row, "kl", 2),
             "reward_told": text.on_a_line(row, reward, 2),
         }
-        found.append(point | {"wins": text.on_a_line(row, "win_rate_vs_sft", 1, 100.0, "%")})
+        wins = text.on_a_line(row, "win_rate_vs_sft", 1, 100.0, "%")
+        found.append(point | {"wins": f"{wins} of {row['win_rate_vs_sft_verdicts']} verdicts"})
     return found
 
 
