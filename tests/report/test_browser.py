@@ -156,6 +156,30 @@ def test_tables_are_sorted_by_keyboard(light: tuple[Page, list[str]]) -> None:
         assert table.locator("tbody tr > th").last.inner_text() == "sft"
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        ["7%", "99%", "> 99%", "1,234%", "–"],
+        ["-0.2 ± 0.1", "0.5699 ± 0.0200", "0.61 ± 0.02", "4e+3 ± 1", "–"],
+        ["0.5 to 4", "1 to 3.5", "1.5 to 2", "12 to 40", ""],
+    ],
+)
+def test_errors_bounds_and_ranges_are_sorted_as_numbers(
+    light: tuple[Page, list[str]], told: list[str]
+) -> None:
+    page, _ = light
+    table = page.locator("h2#power ~ .scroll table.sortable").first
+    cells = table.locator("tbody tr > :last-child")
+    write = "(cells, told) => cells.forEach((cell, at) => (cell.textContent = told[at]))"
+    cells.evaluate_all(write, [told[at] for at in (2, 0, 4, 3, 1)])
+    head = table.locator("thead th").last
+    head.evaluate("th => th.removeAttribute('aria-sort')")
+    head.locator("button").press("Enter")
+    assert cells.all_inner_texts() == told
+    head.locator("button").press("Enter")
+    assert cells.all_inner_texts() == [*told[-2::-1], told[-1]]
+
+
 def test_controls_have_names(light: tuple[Page, list[str]]) -> None:
     page, _ = light
     unnamed = """[...document.querySelectorAll("button, select, input")].filter(
