@@ -113,6 +113,9 @@ def test_a_language_model_s_verdicts_decide_the_wins(workspace: Workspace, tmp_p
     assert "1,234 answers took 56,789 tokens of prompts and 4,321 of answers" in page
     assert "at a cost of 0.25" in page
     assert "The judge is a language model, not people" in page
+    pairs = document["judgements"]["order"]["pairs"]
+    assert pairs > 1000
+    assert f"pairs with the same winner in both orders of showing, over {pairs:,} pairs" in page
 
 
 def joined() -> dict[str, pd.DataFrame]:
