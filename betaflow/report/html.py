@@ -27,6 +27,7 @@ from betaflow.config import Arm, Params
 from betaflow.report import text
 from betaflow.report.browser import browser_data
 from betaflow.report.estimates import Row
+from betaflow.report.figure_tables import figure_tables
 from betaflow.report.headline import Document, sentences
 from betaflow.report.interactive import figures
 from betaflow.report.judge_section import judge_section, judge_sentences
@@ -87,6 +88,7 @@ def render_html(
     main = [row for row in rows if row["temperature"] == document["temperature"]]
     browser = browser_data(arms, samples, params.compare)
     drawn = images(plots, titles(document), alt_texts(document))
+    drawings = figures(document, frontier, metrics)
     style, vega, own = _file("report.css"), script(), _file("report.js") + _file("samples.js")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
@@ -100,7 +102,7 @@ def render_html(
         style=Markup(style),
         scripts=[Markup(vega), Markup(own)],
         data={
-            "figures": as_json(figures(document, frontier, metrics)),
+            "figures": as_json(drawings),
             "samples": as_json(browser),
         },
         about=about(params, arms, facts),
@@ -124,6 +126,7 @@ def render_html(
         whole=table(rows, ""),
         trials=trial_table(arms),
         plots={plot["name"]: plot for plot in drawn},
+        numbers=figure_tables(drawings, frontier, document["reward_model"]),
         frontier=against_optimum(frontier, plots),
         **sections(document, partial(images, plots)),
         browser=browser,

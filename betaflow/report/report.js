@@ -55,6 +55,7 @@ const betaflow = (() => {
       font: getComputedStyle(document.body).fontFamily,
       view: { stroke: null },
       range: { category: colours[dark() ? "dark" : "light"] },
+      legend: { labelColor: soft, titleColor: ink, titleFontWeight: "normal", gradientLength: 150 },
       title: { color: ink, fontSize: 13, anchor: "start" },
       axis: {
         labelColor: soft, titleColor: ink, gridColor: line, domainColor: soft, tickColor: soft,
