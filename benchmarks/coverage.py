@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "evaluation"))
-from simulated import correlated_uniforms, judged_by_length, sigmoid, verdicts
+from simulated import LABELS, correlated_uniforms, judged_by_length, labelled, sigmoid, verdicts
 
 from betaflow.evaluation import (
     Comparisons,
@@ -48,6 +48,15 @@ def win_rates() -> Iterator[Setting]:
             return win_rate(won.ravel(), prompt, resamples=RESAMPLES, seed=seed)
 
         yield f"win_rate: {prompts} prompts x {completions}, rate {rate}", rate, one
+    for (name, labels), prompts, completions in product(LABELS.items(), (24, 50, 160), (1, 2)):
+
+        def one_soft(random, seed, size=(prompts, completions), labels=labels):
+            prompt = np.repeat(np.arange(size[0]), size[1])
+            won = labelled(random, *size, *labels).ravel()
+            return win_rate(won, prompt, resamples=RESAMPLES, seed=seed)
+
+        truth = float(np.dot(*labels))
+        yield f"win_rate: {prompts} prompts x {completions}, {name}", truth, one_soft
 
 
 def length_controlled() -> Iterator[Setting]:
@@ -63,6 +72,16 @@ def length_controlled() -> Iterator[Setting]:
 
             name = f"{prompts} prompts x {completions}, rate {rate}, bias {bias}, shift {shift}"
             yield f"length_controlled_win_rate: {name}", rate, one
+    for (name, labels), prompts in product(LABELS.items(), (50, 160)):
+
+        def one_soft(random, seed, prompts=prompts, labels=labels):
+            won, longer = labelled(random, prompts, 1, *labels).ravel(), random.normal(size=prompts)
+            return length_controlled_win_rate(
+                won, longer, 0 * longer, resamples=RESAMPLES, seed=seed
+            )
+
+        truth = float(np.dot(*labels))
+        yield f"length_controlled_win_rate: {prompts} prompts x 1, {name}", truth, one_soft
 
 
 def compared(random: np.random.Generator, prompts: int, ratings: list[float]) -> Comparisons:

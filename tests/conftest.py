@@ -67,6 +67,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     return folder
 
 
+NO_CHROMIUM = "no Chromium: install it (Debian: chromium) or name it in BETAFLOW_CHROMIUM"
 QUIET = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
@@ -82,8 +83,18 @@ def chromium() -> Iterator[Browser]:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = os.environ.get("BETAFLOW_CHROMIUM") or next(filter(None, map(shutil.which, names)), "")
     if not found:
-        pytest.skip("no Chromium: install it (Debian: chromium) or name it in BETAFLOW_CHROMIUM")
+        pytest.skip(NO_CHROMIUM)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=QUIET)
         yield browser
         browser.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly in CI that the tests in a browser were skipped: a pass says nothing of them."""
+    skipped = [
+        one for one in terminalreporter.stats.get("skipped", []) if NO_CHROMIUM in str(one.longrepr)
+    ]
+    if skipped and os.environ.get("CI"):
+        terminalreporter.section("NO TEST RAN IN A BROWSER", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} tests were skipped: {NO_CHROMIUM}")

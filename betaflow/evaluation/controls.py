@@ -140,11 +140,14 @@ def control_rows(
     if effects.pairs:
         same = effects.consistency
         rows.append(_row("order", same, every, 0.5, not same.high < 0.5))
-    share = float(every["preference"].isna().mean())
-    whole = Estimate(share, 0.0, share, share)
+    lost = every["preference"].isna().astype(float)
+    share = win_rate(
+        lost, every["prompt_id"], resamples=resamples, confidence=CONFIDENCE, seed=seed
+    )
+    few = share.estimate <= settings.missing_limit  # a count, and no guess: its interval is beside
     rows.append(
-        _row("missing", whole, every, settings.missing_limit, share <= settings.missing_limit)
-        | {"pairs": len(every)}
+        _row("missing", share, every, settings.missing_limit, few)
+        | {"pairs": len(every), "passed": few}
     )
     return rows
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from betaflow.evaluation.bootstrap import BLOCK, UNKNOWN, Estimate, prompt_weights
-from betaflow.evaluation.win_rate import win_rate
+from betaflow.evaluation.win_rate import no_surer, win_rate
 
 Array = NDArray[np.float64]
 PRIOR = 0.5  # wins, and losses, at t = 1 and theta = 0
@@ -65,7 +65,8 @@ def length_controlled_win_rate(
     independent verdicts of 0 and 1, and no less than independence gives (1; less with ties and soft
     labels), as a handful of losses may look surer by chance. Without length differences the score
     interval is Wilson's, as in `win_rate`; near 0 and 1 it covers more truly than Wilson's about
-    the controlled rate.
+    the controlled rate. As in `win_rate` it is no surer than what unanimous verdicts with these
+    lengths leave open.
 
     Args:
         preferences: (N,) numbers in [0, 1], soft labels among them; NaN, a missing verdict, is left
@@ -104,7 +105,10 @@ def length_controlled_win_rate(
         ]
     )
     error = float(resampled.std(ddof=1)) * sqrt(count / (count - 1))
-    return Estimate(rate, error, *_score_interval(rate, error, verdicts, count, confidence))
+    low, high = _score_interval(rate, error, verdicts, count, confidence)
+    all_won = verdicts._replace(wins=np.ones_like(wins))
+    unanimous, _ = _score_interval(1.0, 0.0, all_won, count, confidence)
+    return Estimate(rate, error, *no_surer(rate, low, high, unanimous))
 
 
 def _verdicts(

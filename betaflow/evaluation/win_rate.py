@@ -7,7 +7,7 @@ temperature and seed), which makes the comparison a paired one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -18,6 +18,7 @@ from betaflow.errors import UserError
 from betaflow.evaluation.bootstrap import Estimate, cluster_sums, mean_interval
 
 KEYS = ["prompt_id", "temperature", "seed"]
+NEAR = 1.4  # 7 % at 95 %: about the chance that Wilson's own end leaves from four losses on
 
 
 def preferences(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]:
@@ -43,9 +44,17 @@ def win_rate(
     """The mean preference with an interval from the bootstrap over clusters (prompts).
 
     The standard error is the cluster bootstrap's. The interval is Wilson's score interval
-    (1927) for as many independent verdicts as that standard error amounts to, p(1-p)/se^2:
-    near 0 and 1 a percentile interval covers too little (81 % instead of 95 % at a win rate of
-    0.99 over 160 prompts), and at 0 and 1 it has no width at all.
+    (1927) for as many independent verdicts as that standard error amounts to, p(1-p)/se^2. Near 0
+    and 1 that can be too sure, so the ends are moved out:
+
+    - The far end to where z^2 more clusters, lost (won) outright, would leave it, as Wilson's own
+      is for all wins; and to Wilson's of as many verdicts as clusters with squared losses (wins),
+      which are what the losses themselves are where labels are 0 and 1. Without these, soft labels
+      that are alike, such as 0.99 each, look as sure as thousands of verdicts, and all wins look
+      less sure than nearly all.
+    - The near end to Poisson's bound of the few losses (wins) seen: Wilson's covers 84 % there at
+      worst (Brown, Cai and DasGupta 2001, "Interval Estimation for a Binomial Proportion",
+      section 4.1).
 
     Args:
         preferences: (N,) numbers in [0, 1], as `preferences` returns; NaN is left out.
@@ -53,9 +62,8 @@ def win_rate(
         resamples, confidence, seed: as in `bootstrap.mean_interval`.
 
     Returns:
-        Estimate, standard error, low, high, the ends inside [0, 1]. Where every cluster says
-        the same (all ties, as for an arm against itself) the interval has no width, except at
-        0 and 1, where it is Wilson's for as many verdicts as clusters. NaN as in
+        Estimate, standard error, low, high, the ends inside [0, 1]. Where every cluster says one
+        half (all ties, as for an arm against itself) the interval has no width. NaN as in
         `bootstrap.mean_interval`.
     """
     numbers = np.asarray(preferences, dtype=np.float64)
@@ -65,14 +73,43 @@ def win_rate(
     rate, error = found.estimate, found.standard_error
     if np.isnan(error):
         return found
-    if rate in (0.0, 1.0):
-        verdicts = float(len(cluster_sums(numbers, clusters)[0]))
-    elif error == 0.0:
-        return Estimate(rate, 0.0, rate, rate)
-    else:
-        verdicts = rate * (1 - rate) / error**2
+    if rate == 0.5 and error == 0.0:
+        return Estimate(rate, error, rate, rate)
+    verdicts = rate * (1 - rate) / error**2 if error > 0 else inf
     low, high = wilson(rate, verdicts, confidence)
-    return Estimate(rate, error, low, high)
+    sums, sizes = cluster_sums(numbers, clusters)
+    low = min(low, _few(rate, verdicts, confidence), _outright(sums / sizes, confidence))
+    high = max(high, 1 - _few(1 - rate, verdicts, confidence))
+    high = max(high, 1 - _outright(1 - sums / sizes, confidence))
+    unanimous, _ = wilson(1.0, len(sums), confidence)
+    return Estimate(rate, error, *no_surer(rate, low, high, unanimous))
+
+
+def no_surer(rate: float, low: float, high: float, unanimous: float) -> tuple[float, float]:
+    """The ends, moved out so that unanimous verdicts are the surest there are.
+
+    Args:
+        unanimous: the lower end where all verdicts are wins: the share of them that is sure.
+    """
+    return min(low, rate * unanimous), max(high, 1 - (1 - rate) * unanimous)
+
+
+def _outright(means: NDArray[np.float64], confidence: float) -> float:
+    """Wilson's lower end of clusters that are lost outright as often as their squared loss says."""
+    return wilson(float(1 - ((1 - means) ** 2).mean()), len(means), confidence)[0]
+
+
+def _few(rate: float, verdicts: float, confidence: float) -> float:
+    """The rate by which so many wins, or more, come up with the chance `NEAR` (1 - confidence).
+
+    The Poisson bound of a count, by Wilson and Hilferty's cube (1931), with a binomial's spread:
+    of a rate that is not small it lies inside Wilson's interval.
+    """
+    count = rate * verdicts
+    if count == 0:
+        return 0.0
+    z = NormalDist().inv_cdf(max(0.5, 1 - NEAR * (1 - confidence))) * sqrt(1 - rate)
+    return rate * max(0.0, 1 - 1 / (9 * count) - z / (3 * sqrt(count))) ** 3
 
 
 def paired_scores(a: pd.DataFrame, b: pd.DataFrame, score: str) -> pd.DataFrame:

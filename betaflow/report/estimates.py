@@ -203,9 +203,14 @@ def _sample_estimates(
 def _win_estimate(
     name: str, verdicts: pd.DataFrame | None, temperature: float, settings: CompareSettings
 ) -> Row:
+    """The win rate, and on how many prompts and verdicts it rests: a missing one does not count."""
     if verdicts is None:
-        return dict.fromkeys([name, f"{name}_low", f"{name}_high"], float("nan"))
-    return spread(name, won(verdicts[verdicts["temperature"] == temperature], settings))
+        ends = ("", "_low", "_high", "_prompts", "_verdicts")
+        return {f"{name}{end}": float("nan") for end in ends}
+    here = verdicts[verdicts["temperature"] == temperature]
+    known = here.dropna(subset="preference")
+    counts = {f"{name}_prompts": int(known["prompt_id"].nunique()), f"{name}_verdicts": len(known)}
+    return spread(name, won(here, settings)) | counts
 
 
 def spread(name: str, found: Estimate) -> Row:

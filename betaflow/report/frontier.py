@@ -241,7 +241,9 @@ def _methods(
                 "low_kl": ends.low_kl,
                 "high_kl": ends.high_kl,
                 **spread("area", ends.fraction),
+                "prompts": len(draws.prompts),
                 "looks": len(looks),
+                "looks_prompts": len(seen.prompts) if seen else 0,
                 **spread("looks_area", _area(looks if seen else [], seen or draws, settings)[0]),
             }
         )

@@ -81,7 +81,7 @@ def sentences(document: Document) -> list[str]:
     )
     rate = _percent(row, "win_rate_vs_sft")
     first = f"{describe(row)} has the highest win rate against SFT at T = {temperature:g}"
-    size = f"{row['prompts']} prompts, {row['samples']} samples"
+    size = judged_of(row)
     found = [f"{first}: {rate} ({level} interval, {size})."]
     if not _above(row["win_rate_vs_sft_low"], 0.5):
         found.append("Its interval reaches one half, so no arm is shown to beat SFT.")
@@ -99,6 +99,11 @@ def describe(row: Row) -> str:
     """An arm in words: `DPO at β = 0.1 (dpo-b0.1-lr0.001-s0)`."""
     point = f" at {setting(row)}" if setting(row) else ""
     return f"{label(row)}{point} ({row['arm']})"
+
+
+def judged_of(row: Row, name: str = "win_rate_vs_sft") -> str:
+    """On how much a win rate rests: `160 prompts, 320 verdicts`."""
+    return f"{row[f'{name}_prompts']} prompts, {row[f'{name}_verdicts']} verdicts"
 
 
 def _tied(leads: Sequence[Row]) -> str:
@@ -132,7 +137,8 @@ def _against_ppo(row: Row, baseline: str | None) -> str:
         verdict = "PPO is preferred to it"
     else:
         verdict = "the interval holds one half, so neither is shown to be better"
-    return f"Against {baseline} on the same prompts it wins {rate}: {verdict}."
+    on = judged_of(row, "win_rate_vs_ppo")
+    return f"Against {baseline} on the same prompts ({on}) it wins {rate}: {verdict}."
 
 
 def _above(low: float | None, mark: float) -> bool:

@@ -26,6 +26,8 @@ from markupsafe import Markup
 from betaflow.config import Arm, Params
 from betaflow.report import text
 from betaflow.report.browser import browser_data
+from betaflow.report.estimates import Row
+from betaflow.report.figure_tables import figure_tables
 from betaflow.report.headline import Document, sentences
 from betaflow.report.interactive import figures
 from betaflow.report.judge_section import judge_section, judge_sentences
@@ -86,6 +88,7 @@ def render_html(
     main = [row for row in rows if row["temperature"] == document["temperature"]]
     browser = browser_data(arms, samples, params.compare)
     drawn = images(plots, titles(document), alt_texts(document))
+    drawings = figures(document, frontier, metrics)
     style, vega, own = _file("report.css"), script(), _file("report.js") + _file("samples.js")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
@@ -99,7 +102,7 @@ def render_html(
         style=Markup(style),
         scripts=[Markup(vega), Markup(own)],
         data={
-            "figures": as_json(figures(document, frontier, metrics)),
+            "figures": as_json(drawings),
             "samples": as_json(browser),
         },
         about=about(params, arms, facts),
@@ -118,10 +121,12 @@ def render_html(
         ppo_arm=document["ppo_arm"],
         prompts=main[0]["prompts"],
         samples=main[0]["samples"],
+        verdicts=verdict_counts(main),
         table=table(main, document["best"]),
         whole=table(rows, ""),
         trials=trial_table(arms),
         plots={plot["name"]: plot for plot in drawn},
+        numbers=figure_tables(drawings, frontier, document["reward_model"]),
         frontier=against_optimum(frontier, plots),
         **sections(document, partial(images, plots)),
         browser=browser,
@@ -131,6 +136,12 @@ def render_html(
         reward_seconds=text.number(seconds.get("reward"), 0),
         has_gold=any(row["gold_reward"] is not None for row in rows),
     )
+
+
+def verdict_counts(rows: Sequence[Row]) -> str:
+    """On how many verdicts the arms' win rates against SFT rest, from the fewest to the most."""
+    counts = {row["win_rate_vs_sft_verdicts"] for row in rows}
+    return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
 
 
 def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:

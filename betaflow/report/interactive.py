@@ -12,18 +12,20 @@ from betaflow.report import text
 from betaflow.report.estimates import Row
 from betaflow.report.frontier_plot import WIDEST
 from betaflow.report.headline import Document
+from betaflow.report.interactive_statistics import pairwise, tax, win_rate
 from betaflow.report.interactive_training import reward_model, training
+from betaflow.report.pairwise_plot import pairwise_alt_text
 from betaflow.report.plots import REWARDS, Metrics, alt_texts, sweeps, trained
+from betaflow.report.tax_plot import has_differences, tax_alt_text
 from betaflow.report.vega import (
     Spec,
     axis,
     by_arm,
-    dashed,
     faded,
     figure,
+    marks,
     panel,
     series,
-    shaped,
     tips,
 )
 
@@ -47,6 +49,9 @@ def figures(document: Document, frontier: Mapping[str, Any], metrics: Metrics) -
         found["frontier"] = against_the_optimum(document, frontier)
     for method in trained(document["rows"]):
         found[f"training_{method}"] = training(document["rows"], metrics, method)
+    found["pairwise"] = pairwise(document, pairwise_alt_text(document["pairwise"]))
+    if has_differences(document["alignment_tax"]):
+        found["alignment_tax"] = tax(document, tax_alt_text(document))
     if document["reward_model"] is not None:
         found["reward_model"] = reward_model(document["reward_model"])
     return found
@@ -123,54 +128,6 @@ def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec
     return figure(document["rows"], arms, [panel("", description, points, layers)])
 
 
-def win_rate(document: Document) -> Spec:
-    """Win rate against SFT and against PPO at each sampling temperature."""
-    rows: list[Row] = document["rows"]
-    baselines = {"win_rate_vs_sft": ("SFT", "sft")}
-    if document["ppo_arm"] is not None:
-        baselines["win_rate_vs_ppo"] = (f"PPO ({document['ppo_arm']})", document["ppo_arm"])
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    names = series(rows, arms)
-    panels = []
-    for column, (against, itself) in baselines.items():
-        values = [
-            {"arm": row["arm"], "series": names[row["arm"]], "temperature": row["temperature"]}
-            | {"rate": row[column], "low": row[f"{column}_low"], "high": row[f"{column}_high"]}
-            | {"told": text.on_a_line(row, column, 1, 100.0, "%"), "of": _of(row)}
-            for row in rows
-            if row["arm"] != itself and row[column] is not None
-        ]
-        x = axis("temperature", "sampling temperature")
-        at = sorted({row["temperature"] for row in rows})
-        x["axis"] = {"values": at, "labelExpr": "'' + datum.value"}  # 0.25, not 0.3
-        y = axis("rate", "share of prompts won (a tie is half)", domain=[0, 1])
-        y["axis"] = {"format": ".0%"}
-        shown = {"arm": "arm", "temperature": "T", "told": f"wins vs {against}", "of": "of"}
-        layers = [
-            {"data": {"values": [{}]}, "mark": {"type": "rule", "style": "half"},
-             "encoding": {"y": {"datum": 0.5}}},
-            {
-                "mark": {"type": "area", "aria": False},
-                "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"},
-                             "color": by_arm(rows, arms), "opacity": faded(0.12, 0.0)},
-            },
-            {
-                "mark": {"type": "line", "strokeWidth": 1.8, "aria": False},
-                "encoding": {"x": x, "y": y, "color": by_arm(rows, arms),
-                             "strokeDash": dashed(rows, arms), "opacity": faded(1.0)},
-            },
-            {
-                "mark": {"type": "rule", "aria": False},
-                "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"},
-                             "color": by_arm(rows, arms), "opacity": faded(0.35)},
-            },
-            _marks(rows, arms, x, y, shown),
-        ]  # fmt: skip
-        description = f"Lines of each arm's win rate against {against} at each temperature."
-        panels.append(panel(f"Against {against}", description, values, layers))
-    return figure(rows, arms, panels)
-
-
 def _at_one(document: Document, reward: str) -> list[Row]:
     rows: list[Row] = document["rows"]
     return [r for r in rows if r["temperature"] == 1.0 and None not in (r["kl"], r[reward])]
@@ -193,7 +150,8 @@ def _points(document: Document, reward: str) -> list[Spec]:
             "kl_told": text.on_a_line(row, "kl", 2),
             "reward_told": text.on_a_line(row, reward, 2),
         }
-        found.append(point | {"wins": text.on_a_line(row, "win_rate_vs_sft", 1, 100.0, "%")})
+        wins = text.on_a_line(row, "win_rate_vs_sft", 1, 100.0, "%")
+        found.append(point | {"wins": f"{wins} of {row['win_rate_vs_sft_verdicts']} verdicts"})
     return found
 
 
@@ -226,7 +184,7 @@ def _ends(document: Document, points: Sequence[Spec], edge: float, reward: str) 
             "encoding": {"x": x, "y": y | {"field": "reward_low"}, "y2": {"field": "reward_high"}}
             | shade,
         },
-        _marks(rows, arms, x, y, shown),
+        marks(rows, arms, x, y, shown),
         *_beyond(points, x, y),
     ]
 
@@ -237,23 +195,6 @@ def _beyond(points: Sequence[Spec], x: Spec, y: Spec) -> list[Spec]:
     mark = {"type": "text", "style": "note", "align": "right", "dx": -9}
     encoding = {"x": x, "y": y, "text": {"field": "beyond"}, "opacity": faded(1.0)}
     return [{"data": {"values": values}, "mark": mark, "encoding": encoding}] if values else []
-
-
-def _marks(
-    rows: Sequence[Row], arms: Sequence[str], x: Spec, y: Spec, shown: Mapping[str, str]
-) -> Spec:
-    """Points that tell the arm by colour and the method by shape."""
-    return {
-        "mark": {"type": "point", "filled": True, "size": 80},
-        "encoding": {
-            "x": x,
-            "y": y,
-            "color": by_arm(rows, arms),
-            "shape": shaped(rows, arms),
-            "opacity": faded(1.0),
-            "tooltip": tips(shown),
-        },
-    }
 
 
 def _ways(

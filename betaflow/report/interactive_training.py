@@ -28,7 +28,7 @@ def training(rows: Sequence[Row], metrics: Metrics, method: Method) -> Spec:
             found = [r for r in metrics.get(arm, ()) if isinstance(r.get(metric), int | float)]
             raw = np.array([row[metric] for row in found], dtype=float)
             smooth = running_mean(raw, max(1, len(raw) // 25))
-            for at in _thinned(len(found), POINTS // len(arms)):
+            for at in thinned(len(found), POINTS // len(arms)):
                 if np.isfinite(smooth[at]):
                     values.append(
                         {"arm": arm, "series": names[arm], "step": found[at]["step"]}
@@ -91,8 +91,8 @@ def reward_model(found: Mapping[str, Any]) -> Spec:
     return {"series": [], "colours": {"light": [], "dark": []}, "panels": panels}
 
 
-def _thinned(count: int, most: int) -> list[int]:
-    """At most so many indices, evenly spaced, the first and the last among them."""
+def thinned(count: int, most: int) -> list[int]:
+    """At most so many of the indices from 0, evenly spaced, the first and the last among them."""
     if count <= most:
         return list(range(count))
     return sorted({round(at) for at in np.linspace(0, count - 1, max(most, 2)).tolist()})

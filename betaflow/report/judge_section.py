@@ -25,7 +25,12 @@ def judge_section(about: Mapping[str, Any]) -> dict[str, Any]:
         "level": f"{about['controls']['confidence']:.1%}",
         "controls": [_control(row) for row in about["controls"]["rows"]],
         "order": [
-            {"about": what, **text.estimate(order, name, 1, 100.0)} for name, what in ORDER.items()
+            {
+                "about": what,
+                "pairs": text.number(order["pairs"], 0),
+                **text.estimate(order, name, 1, 100.0),
+            }
+            for name, what in ORDER.items()
         ]
         if order is not None
         else [],

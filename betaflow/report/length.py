@@ -77,8 +77,8 @@ def length_section(document: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [
             {
                 "arm": row["arm"],
-                "prompts": text.number(row["prompts"], 0),
-                "samples": text.number(row["samples"], 0),
+                "prompts": text.number(row["win_rate_vs_sft_prompts"], 0),
+                "verdicts": text.number(row["win_rate_vs_sft_verdicts"], 0),
                 "cells": [
                     text.estimate(row, "completion_tokens", 1),
                     text.estimate(row, "win_rate_vs_sft", 1, 100.0),

@@ -75,12 +75,24 @@ def against_optimum(frontier: Mapping[str, Any], plots: Path) -> dict[str, Any] 
             {
                 "method": row["method"],
                 "range": f"{row['low_kl']:g} to {row['high_kl']:.3g}",
-                "cells": [text.estimate(row, name, 0, 100.0) for _, name in shown],
+                "cells": [
+                    text.estimate(row, name, 0, 100.0) | {"of": _area_of(row, name)}
+                    for _, name in shown
+                ],
             }
             for row in frontier["methods"]
             if shown
         ],
     }
+
+
+def _area_of(row: Row, name: str) -> str:
+    """Of how many points and prompts a method's area is; nothing where there is none."""
+    points, prompts = {
+        "area": ("arms", "prompts"),
+        "looks_area": ("looks", "looks_prompts"),
+    }[name]
+    return "" if row[name] is None else f"{row[points]:,} {points}, {row[prompts]:,} prompts"
 
 
 def trial_table(arms: Sequence[Arm]) -> list[dict[str, str]]:

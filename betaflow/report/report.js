@@ -55,6 +55,7 @@ const betaflow = (() => {
       font: getComputedStyle(document.body).fontFamily,
       view: { stroke: null },
       range: { category: colours[dark() ? "dark" : "light"] },
+      legend: { labelColor: soft, titleColor: ink, titleFontWeight: "normal", gradientLength: 150 },
       title: { color: ink, fontSize: 13, anchor: "start" },
       axis: {
         labelColor: soft, titleColor: ink, gridColor: line, domainColor: soft, tickColor: soft,
@@ -123,7 +124,12 @@ const betaflow = (() => {
   function sortable(table) {
     const heads = [...table.tHead.rows[0].cells];
     const first = (row, column) => (row.cells[column].firstChild?.textContent ?? "").trim();
-    const value = (text) => (/\d/.test(text) ? Number(text.replace(/[,%±]/g, "")) : NaN);
+    // "1,234", "0.512 ± 0.020", "1 to 3.5", "7%" and "> 99%", which is more than "99%".
+    const shape = /^([<>]?) ?([-+]?\d*\.?\d+(?:e[-+]?\d+)?)(?:%| ±.*| to .*)?$/i;
+    const value = (text) => {
+      const [, sign, number] = shape.exec(text.replace(/,/g, "")) ?? [];
+      return Number(number) + ({ "<": -1e-9, ">": 1e-9 }[sign] ?? 0);
+    };
     heads.forEach((head, column) => {
       const button = element("button", { type: "button", class: "sort" }, ...head.childNodes);
       head.append(button);

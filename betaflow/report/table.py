@@ -19,6 +19,7 @@ _ESTIMATES += ["win_rate_vs_ppo", "rating", "gold_reward_ood", "completion_token
 _ESTIMATES += ["repetition", "distinct", "alignment_tax", "optimum_fraction"]
 COLUMNS = ["arm", *Arm.model_fields, "temperature"]
 COLUMNS += [f"{name}{end}" for name in _ESTIMATES for end in ("", "_low", "_high")]
+COLUMNS += [f"win_rate_vs_{name}_{of}" for name in ("sft", "ppo") for of in ("prompts", "verdicts")]
 COLUMNS += ["prompts", "samples", "train_tokens", "train_flops", "whole_flops"]
 COLUMNS += ["train_seconds", "whole_seconds"]
 

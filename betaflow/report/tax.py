@@ -160,7 +160,7 @@ def tax_section(document: Mapping[str, Any]) -> dict[str, Any] | None:
                 "tax": _percent(tax.get(arm)),
                 "cells": [
                     _score(row, f"{task}/{metric}")
-                    | _difference(differences.get((arm, task, metric)))
+                    | difference(differences.get((arm, task, metric)))
                     for task, metric in names
                 ],
             }
@@ -197,7 +197,7 @@ def _score(row: Row, name: str) -> dict[str, str]:
     return {"value": text.number(value, digits), "error": text.number(error, digits)}
 
 
-def _difference(row: Row | None) -> dict[str, str]:
+def difference(row: Row | None) -> dict[str, str]:
     """`change` with its interval, and `p`, adjusted."""
     if row is None:
         return {"change": "", "p": ""}

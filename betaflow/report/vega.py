@@ -115,6 +115,23 @@ def faded(opacity: float, otherwise: float = 0.06) -> Spec:
     return {"condition": {"test": test, "value": opacity}, "value": otherwise}
 
 
+def marks(
+    rows: Sequence[Row], arms: Sequence[str], x: Spec, y: Spec, shown: Mapping[str, str]
+) -> Spec:
+    """Points that tell the arm by colour and the method by shape."""
+    return {
+        "mark": {"type": "point", "filled": True, "size": 80},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "color": by_arm(rows, arms),
+            "shape": shaped(rows, arms),
+            "opacity": faded(1.0),
+            "tooltip": tips(shown),
+        },
+    }
+
+
 def axis(field: str, title: str, **scale: Any) -> Spec:
     """A quantitative axis that need not hold zero."""
     return {

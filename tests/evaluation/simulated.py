@@ -28,6 +28,30 @@ def verdicts(
     return (uniform < chances - ties / 2) / 2 + (uniform < chances + ties / 2) / 2
 
 
+# By name, labels and the share of each: soft ones, and ties, near 1.
+LABELS = {
+    "0.99, and 0.2 for 3 %": ([0.99, 0.2], [0.97, 0.03]),
+    "0.9, and 0.2 for 3 %": ([0.9, 0.2], [0.97, 0.03]),
+    "wins, 3 % ties": ([1.0, 0.5], [0.97, 0.03]),
+    "wins, 1 % ties": ([1.0, 0.5], [0.99, 0.01]),
+    "wins, 3 % ties, 2 % losses": ([1.0, 0.5, 0.0], [0.95, 0.03, 0.02]),
+    "0.99, 0.95, 0.7, 0.1": ([0.99, 0.95, 0.7, 0.1], [0.8, 0.14, 0.04, 0.02]),
+}
+
+
+def labelled(
+    random: np.random.Generator,
+    prompts: int,
+    completions: int,
+    labels: list[float],
+    shares: list[float],
+    correlation: float = 0.3,
+) -> np.ndarray:
+    """(prompts, completions) of these labels, each with its share."""
+    uniform = correlated_uniforms(random, prompts, (completions,), correlation)
+    return np.array(labels)[np.searchsorted(np.cumsum(shares)[:-1], uniform)]
+
+
 def sigmoid(x: np.ndarray | float) -> np.ndarray:
     return 1 / (1 + np.exp(-np.asarray(x)))
 

@@ -174,6 +174,9 @@ def test_what_was_not_measured_neither_passes_nor_fails() -> None:
     assert silent["null"]["passed"] is None
     assert silent["null"]["missing"] == 120
     assert silent["missing"]["estimate"] == 1.0
+    assert 0.8 < silent["missing"]["low"] < silent["missing"]["high"] == 1.0
+    half = rows_of(model_judge(quality, tells=0.5))["missing"]
+    assert half["low"] < half["estimate"] - 0.02 < half["estimate"] + 0.02 < half["high"]
 
 
 def test_a_judge_by_score_is_shown_no_order() -> None:

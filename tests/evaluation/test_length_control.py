@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from simulated import judged_by_length, sigmoid
+from simulated import LABELS, judged_by_length, labelled, sigmoid
 
 from betaflow.evaluation import length_controlled_win_rate, win_rate
 from betaflow.evaluation.length_control import Verdicts, _rates, _score_interval
@@ -118,6 +118,17 @@ def test_all_wins_are_1_with_a_lower_end_no_surer_than_without_length() -> None:
     assert (lost.estimate, lost.low, lost.high) == pytest.approx((0.0, 0.0, 1 - found.low))
 
 
+def test_nearly_all_wins_are_no_surer_than_all() -> None:
+    lows = []
+    for label in (1.0, 0.999, 0.9, 0.5, 0.0):
+        wins = np.r_[np.ones(len(WON) - 1), label]
+        lows.append(length_controlled_win_rate(wins, LONGER, EQUAL, PROMPT).low)
+    assert lows == sorted(lows, reverse=True)
+    unanimous = length_controlled_win_rate(np.ones_like(WON), LONGER, EQUAL, PROMPT).low
+    alike = length_controlled_win_rate(0 * WON + 0.99, LONGER, EQUAL, PROMPT)
+    assert alike.low == pytest.approx(0.99 * unanimous, abs=2e-3)
+
+
 @pytest.mark.parametrize(
     "wins, longer",
     [
@@ -192,3 +203,16 @@ def test_coverage_of_the_95_percent_interval(
         )
         covered += found.low <= rate <= found.high
     assert 0.93 <= covered / 1000 <= 0.97
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_soft_labels_and_ties_near_1_are_covered(name: str) -> None:
+    """600 experiments of 50 prompts, labels that have nothing to do with length."""
+    random = np.random.default_rng(5)
+    labels, shares = LABELS[name]
+    truth, covered = float(np.dot(labels, shares)), 0
+    for experiment in range(600):
+        won, longer = labelled(random, 50, 1, labels, shares).ravel(), random.normal(size=50)
+        found = length_controlled_win_rate(won, longer, 0 * longer, resamples=120, seed=experiment)
+        covered += found.low <= truth <= found.high
+    assert covered / 600 >= 0.93

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from simulated import LABELS, labelled
 
 from betaflow.errors import UserError
 from betaflow.evaluation import paired_scores, preferences, win_rate
@@ -42,6 +43,29 @@ def test_all_wins_are_not_certainty() -> None:
     assert (found.estimate, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(100 / (100 + 1.959964**2))  # Wilson (1927) at p = 1
     assert win_rate([0.0] * 100).high == pytest.approx(1 - found.low)
+
+
+@pytest.mark.parametrize("completions", [1, 2])
+@pytest.mark.parametrize("lost", [0, 1, 4])
+def test_a_worse_label_never_raises_the_lower_end(completions: int, lost: int) -> None:
+    """From all wins down: one label by one, and all of them together."""
+    prompts = np.repeat(np.arange(160), completions)
+    wins = np.r_[np.zeros(lost), np.ones(len(prompts) - lost)]
+    one, all_ = [], []
+    for label in (1.0, 0.999, 0.99, 0.9, 0.5, 0.2, 0.0):
+        worse = np.r_[wins[:-1], label]
+        one.append(win_rate(worse, prompts).low)
+        mirrored = win_rate(1 - worse, prompts).high
+        assert mirrored == pytest.approx(1 - one[-1])
+        all_.append(win_rate(np.minimum(wins, label), prompts).low)
+    assert one == sorted(one, reverse=True)
+    assert all_ == sorted(all_, reverse=True)
+
+
+def test_labels_that_are_alike_are_no_surer_than_wins() -> None:
+    found = win_rate([0.99] * 50)
+    assert found.low == pytest.approx(0.99 * win_rate([1.0] * 50).low)
+    assert found.high > 0.99
 
 
 def test_missing_verdicts_are_neither_ties_nor_losses() -> None:
@@ -88,3 +112,18 @@ def test_coverage_of_the_95_percent_interval(rate: float) -> None:
         found = win_rate(verdicts.ravel(), clusters, resamples=500, seed=experiment)
         covered += found.low <= rate <= found.high
     assert 0.93 <= covered / 1200 <= 0.97
+
+
+@pytest.mark.parametrize("prompts, completions", [(24, 1), (50, 1), (50, 2), (160, 1)])
+@pytest.mark.parametrize("name", LABELS)
+def test_soft_labels_and_ties_near_1_are_covered(name: str, prompts: int, completions: int) -> None:
+    """1,000 experiments of labels with a known mean; wide intervals are in order here."""
+    random = np.random.default_rng(3)
+    labels, shares = LABELS[name]
+    truth, clusters = float(np.dot(labels, shares)), np.repeat(np.arange(prompts), completions)
+    covered = 0
+    for experiment in range(1000):
+        won = labelled(random, prompts, completions, labels, shares)
+        found = win_rate(won.ravel(), clusters, resamples=200, seed=experiment)
+        covered += found.low <= truth <= found.high
+    assert covered / 1000 >= 0.93

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from playwright.sync_api import Browser, Page, expect
 
 EVIL = "</script><script>window.hacked=1</script> <img src=x onerror=window.hacked=1>"
 FIGURES = ["reward_kl", "frontier", "win_rate", "training_dpo", "training_ppo", "reward_model"]
+FIGURES += ["pairwise", "alignment_tax"]
+NUMBERS = {"training_dpo": 3, "training_ppo": 2, "reward_model": 2, "frontier": 2}
 DPO, PPO = "dpo-b0.1-lr0.001-s0", "ppo-b0.1-kl0-lr0.0003-s0"
 WAIT = 120_000  # ms; a busy machine draws slowly
 
@@ -70,6 +73,49 @@ def test_a_point_tells_its_arm_value_interval_and_number(light: tuple[Page, list
     assert DPO in told
     assert "12 prompts, 24 samples" in told
     assert told.count("[") >= 3
+
+
+def test_cells_and_differences_tell_their_interval_and_number(
+    light: tuple[Page, list[str]],
+) -> None:
+    page, _ = light
+    cell = page.locator("[data-figure=pairwise] .mark-rect path").first
+    told = cell.get_attribute("aria-label")
+    assert told is not None
+    assert re.fullmatch(r"\S+ over \S+: [\d.]+% \[[\d.]+, [\d.]+\], 12 prompts", told)
+    cell.hover(force=True)
+    assert "12 prompts" in page.locator("#vg-tooltip-element.visible").inner_text()
+    page.locator("[data-figure=alignment_tax] .mark-symbol path").first.hover(force=True)
+    told = page.locator("#vg-tooltip-element.visible").inner_text()
+    assert "acc less SFT's, 400 documents" in told
+    assert "p" in told and "[" in told
+    place = page.locator("[data-figure=alignment_tax] .panel")
+    assert place.count() == 3
+    assert place.first.locator(".mark-symbol path").count() == 5
+    methods = page.locator("table", has_text="Methods as wholes").locator("tbody tr").first
+    assert methods.inner_text().endswith("4 arms, 12 prompts")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_numbers_of_a_figure_open_by_keyboard(light: tuple[Page, list[str]], name: str) -> None:
+    page, _ = light
+    place = page.locator(f"figure[data-figure={name}]")
+    tables = place.locator("details table")
+    assert tables.count() == NUMBERS[name]
+    assert tables.first.is_hidden()
+    place.locator("summary").press("Enter")
+    for number in range(NUMBERS[name]):
+        table = tables.nth(number)
+        expect(table).to_be_visible()
+        assert table.locator("caption").inner_text()
+        assert table.locator("thead th[scope=col]").count() in (2, 3, 4)
+        assert table.locator("tbody th[scope=row]").count() >= 5
+        assert "nan" not in table.inner_text().lower()
+    text = place.locator("details").inner_text()
+    expected = {"training_dpo": DPO, "training_ppo": PPO, "reward_model": "of 60 held-out pairs"}
+    assert expected.get(name, "12 prompts, 512 draws") in text
+    place.locator("summary").press("Enter")
+    assert tables.first.is_hidden()
 
 
 def test_the_legend_shows_the_chosen_arms_alone(light: tuple[Page, list[str]]) -> None:
@@ -154,6 +200,30 @@ def test_tables_are_sorted_by_keyboard(light: tuple[Page, list[str]]) -> None:
     for _ in range(2):
         shares.locator("button").press("Enter")
         assert table.locator("tbody tr > th").last.inner_text() == "sft"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        ["7%", "99%", "> 99%", "1,234%", "–"],
+        ["-0.2 ± 0.1", "0.5699 ± 0.0200", "0.61 ± 0.02", "4e+3 ± 1", "–"],
+        ["0.5 to 4", "1 to 3.5", "1.5 to 2", "12 to 40", ""],
+    ],
+)
+def test_errors_bounds_and_ranges_are_sorted_as_numbers(
+    light: tuple[Page, list[str]], told: list[str]
+) -> None:
+    page, _ = light
+    table = page.locator("h2#power ~ .scroll table.sortable").first
+    cells = table.locator("tbody tr > :last-child")
+    write = "(cells, told) => cells.forEach((cell, at) => (cell.textContent = told[at]))"
+    cells.evaluate_all(write, [told[at] for at in (2, 0, 4, 3, 1)])
+    head = table.locator("thead th").last
+    head.evaluate("th => th.removeAttribute('aria-sort')")
+    head.locator("button").press("Enter")
+    assert cells.all_inner_texts() == told
+    head.locator("button").press("Enter")
+    assert cells.all_inner_texts() == [*told[-2::-1], told[-1]]
 
 
 def test_controls_have_names(light: tuple[Page, list[str]]) -> None:

@@ -146,6 +146,7 @@ def test_methods_as_wholes(known: Draws, samples: dict[str, pd.DataFrame]) -> No
     assert methods["PPO"]["area"] < dpo["area"] < 0.9
     assert methods["PPO"]["looks"] == 0
     assert np.isnan(methods["PPO"]["looks_area"])
+    assert (dpo["prompts"], dpo["looks_prompts"]) == (PROMPTS, 12)
     # Its last look was of the optimum, on other prompts than its end was.
     assert dpo["looks_area"] > dpo["area"] + 0.03
     assert found["curves"][DPO[0].name][0]["step"] == 5

@@ -121,6 +121,10 @@ def document(**changes: Any) -> dict[str, Any]:
         "prompts": 160,
         "samples": 320,
         "win_rate_vs_sft": 0.8,
+        "win_rate_vs_sft_prompts": 158,
+        "win_rate_vs_sft_verdicts": 301,
+        "win_rate_vs_ppo_prompts": 157,
+        "win_rate_vs_ppo_verdicts": 300,
         "win_rate_vs_sft_low": 0.75,
         "win_rate_vs_sft_high": 0.85,
         "win_rate_vs_ppo": 0.52,
@@ -142,7 +146,8 @@ def document(**changes: Any) -> dict[str, Any]:
 def test_headline_of_a_clear_winner() -> None:
     found = " ".join(sentences(document()))
     assert "DPO at β = 0.1 (dpo-b0.1-lr0.001-s0) has the highest win rate against SFT" in found
-    assert "80.0% [75.0%, 85.0%]" in found
+    assert "80.0% [75.0%, 85.0%] (95% interval, 158 prompts, 301 verdicts)" in found
+    assert "on the same prompts (157 prompts, 300 verdicts)" in found
     assert "larger than chance explains; the smallest is that over other (+10.0 points " in found
     assert "points [5.0, 15.0])" in found
     assert "neither is shown to be better" in found

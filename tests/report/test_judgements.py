@@ -19,7 +19,9 @@ from betaflow.io import read_json, write_json
 from betaflow.report.build import build, render
 from betaflow.report.estimates import judged as verdicts_of
 from betaflow.report.estimates import won
+from betaflow.report.headline import sentences
 from betaflow.report.inputs import read_arms, read_samples
+from betaflow.report.interactive import win_rate
 from betaflow.report.judge_section import judge_section, judge_sentences
 from betaflow.report.judgements import (
     compared_pairs,
@@ -28,6 +30,7 @@ from betaflow.report.judgements import (
     verdict_table,
     with_verdicts,
 )
+from betaflow.report.length import length_section
 from betaflow.report.table import tidy
 
 Workspace = Callable[..., Params]
@@ -110,6 +113,9 @@ def test_a_language_model_s_verdicts_decide_the_wins(workspace: Workspace, tmp_p
     assert "1,234 answers took 56,789 tokens of prompts and 4,321 of answers" in page
     assert "at a cost of 0.25" in page
     assert "The judge is a language model, not people" in page
+    pairs = document["judgements"]["order"]["pairs"]
+    assert pairs > 1000
+    assert f"pairs with the same winner in both orders of showing, over {pairs:,} pairs" in page
 
 
 def joined() -> dict[str, pd.DataFrame]:
@@ -141,6 +147,42 @@ def test_missing_verdicts_are_left_out_and_told(workspace: Workspace) -> None:
     assert "neither as ties nor as losses" in told
     assert summary["controls"]["failed"] == ["missing"]
     assert "failed a control (missing): don't trust its win rates" in told
+
+
+def test_the_page_counts_the_verdicts_there_are(workspace: Workspace, tmp_path: Path) -> None:
+    def forgetful(pairs: pd.DataFrame) -> pd.DataFrame:
+        """Loses all verdicts on one prompt, and some others."""
+        found = by_name(pairs)
+        lost = (pairs["prompt_id"] == "in0000") | (found.index % 7 == 0)
+        found.loc[lost, ["preference", "ab", "ba", "missing"]] = [math.nan, "", "", "timeout"]
+        return found
+
+    params = judged(workspace, forgetful)
+    rows = {(row["arm"], row["temperature"]): row for row in build(params, tmp_path)}
+    inside = {name: table[table["domain"] == "in"] for name, table in joined().items()}
+    pairs = verdicts_of(inside[DPO], inside["sft"], params.compare, "sft")
+    known = pairs[pairs["temperature"] == 1.0].dropna(subset="preference")
+    row = rows[DPO, 1.0]
+    assert row["win_rate_vs_sft_verdicts"] == len(known) < 0.9 * row["samples"]
+    assert row["win_rate_vs_sft_prompts"] == known["prompt_id"].nunique() == row["prompts"] - 1
+    document = read_json(tmp_path / "estimates.json")
+    shown = document["rows"][[r["arm"] for r in document["rows"]].index(document["best"])]
+    best = rows[document["best"], document["temperature"]]
+    counts = (
+        f"{best['win_rate_vs_sft_prompts']} prompts, {best['win_rate_vs_sft_verdicts']} verdicts"
+    )
+    assert shown["arm"] == best["arm"]
+    assert counts in sentences(document)[0]
+    length = {row["arm"]: row for row in length_section(document)["rows"]}
+    assert length[DPO]["verdicts"] == str(len(known))
+    assert length[DPO]["prompts"] == "39"
+    figure = win_rate(document)["panels"][0]["data"]["values"]
+    (told,) = (v["of"] for v in figure if (v["arm"], v["temperature"]) == (DPO, 1.0))
+    assert told == f"39 prompts, {len(known)} verdicts"
+    render(params, tmp_path)
+    counted = [row["win_rate_vs_sft_verdicts"] for (_, t), row in rows.items() if t == 1.0]
+    page = (tmp_path / "report.html").read_text()
+    assert f"rests on {min(counted)} to {max(counted)} verdicts an arm" in page
 
 
 def test_an_arm_without_any_verdict_is_said(workspace: Workspace) -> None:

@@ -53,7 +53,13 @@ def tables(prompts: int = 20) -> dict[str, pd.DataFrame]:
 def rows() -> list[dict[str, Any]]:
     return [
         {"arm": arm.name, "temperature": t, "win_rate_vs_sft": 0.5, "completion_tokens": 9.0}
-        | {"prompts": 20, "samples": 40, "win_rate_vs_sft_low": 0.4, "win_rate_vs_sft_high": 0.6}
+        | {
+            "prompts": 20,
+            "samples": 40,
+            "win_rate_vs_sft_prompts": 20,
+            "win_rate_vs_sft_verdicts": 40,
+        }
+        | {"win_rate_vs_sft_low": 0.4, "win_rate_vs_sft_high": 0.6}
         for arm in ARMS
         for t in ((1.0,) if arm.n else (0.5, 1.0))
     ]

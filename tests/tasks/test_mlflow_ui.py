@@ -92,14 +92,26 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 def test_runs_sort_by_win_rate_and_charts_show_the_arms(address: str, page: Page) -> None:
     runs = f"{address}/#/experiments/1/runs"
-    page.goto(f"{runs}?orderByKey=metrics.%60win_rate_vs_sft%60&orderByAsc=false")
+    page.goto(runs)
+    page.get_by_role("button", name="Sort: Created").click()
+    page.keyboard.type("win_rate_vs_sft")
+    page.get_by_text("win_rate_vs_sft", exact=True).first.click()
     expect(page.get_by_text("Sort: win_rate_vs_sft")).to_be_visible()
-    heights = {arm: height(page, arm) for arm in RATES}
-    found = sorted(RATES, key=lambda arm: heights[arm])
-    assert found == sorted(RATES, key=lambda arm: RATES[arm], reverse=True)
+    wanted = sorted(RATES, key=lambda arm: RATES[arm], reverse=True)
+    end = time.monotonic() + SECONDS  # rows move some time after the menu closes
+    while (found := by_height(page)) != wanted and time.monotonic() < end:
+        page.wait_for_timeout(200)
+    assert found == wanted
     page.goto(f"{runs}?compareRunsMode=CHART")
     for arm in RATES:
-        expect(page.get_by_text(f"{arm} (win_rate_vs_sft)").first).to_be_attached()
+        chart = page.get_by_text(f"{arm} (win_rate_vs_sft)").first
+        chart.scroll_into_view_if_needed()
+        expect(chart).to_be_visible()
+
+
+def by_height(page: Page) -> list[str]:
+    """The arms, from the top of the page down."""
+    return sorted(RATES, key=lambda arm: height(page, arm))
 
 
 def height(page: Page, arm: str) -> float:
