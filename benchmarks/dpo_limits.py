@@ -1,6 +1,6 @@
 """What keeps DPO from the closed-form optimum: one factor changed at a time.
 
-    .venv/bin/python -m benchmarks.dpo_limits [--out out/limits] [--seeds 0 1] [--threads 1]
+    .venv/bin/python -m benchmarks.dpo_limits [--out out/limits] [--seeds 0 1] [--cases base]
 
 Run it in a workspace of the embedded world whose `out/sft`, `out/data` and `out/optimum` are made,
 such as that of presets/frontier.yaml. Every case trains from the same reference on completions of
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -27,7 +28,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from betaflow.config import Params, load_params
+from betaflow.config import DPOTraining, OnlineSettings, Params, load_params
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
 from betaflow.evaluation.curve import Probe, probe
@@ -37,15 +38,18 @@ from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.policy.scorer import Scorer, all_sequence_logps
 from betaflow.report.canvas import new_figure, save
 from betaflow.report.frontier import Draws, read_draws
-from betaflow.sampling.engine import Request
+from betaflow.sampling.engine import Completion, Request
 from betaflow.sampling.hf_engine import HFEngine
 from betaflow.training.dpo import ReferencedPairs, dpo_objective, train_dpo
+from betaflow.training.online_dpo import train_online_dpo
 from betaflow.training.prepare import prepare
 from betaflow.worlds.sentiment import gold_reward
 from tasks._inputs import held_out_prompts, training_prompts
 
 DRAWN_TOGETHER, SCORED_TOKENS = 512, 8192
+ONLINE_PROMPTS = 64  # a step
 PROBE_DRAWS = 16  # completions of each held-out prompt
+NO_PAIRS = ReferencedPairs([], [], [], torch.zeros(0), torch.zeros(0))
 Row = dict[str, Any]
 
 
@@ -65,6 +69,7 @@ class Case(NamedTuple):
     pairs: int = 0
     annotators: int = 1
     on_policy: bool = False
+    online: int = 0
     frozen: str = ""
 
 
@@ -80,6 +85,8 @@ CASES = (
     Case("embeddings frozen", frozen="embed_tokens"),
     Case("beta 0.6", beta=0.6),
     Case("beta 0.3", beta=0.3),
+    Case("online, beta 0.3", beta=0.3, online=200),
+    Case("online, beta 0.17", beta=0.17, online=200),
 )
 
 
@@ -115,7 +122,11 @@ class Trial:
         self.prompts = training_prompts(self.tokenizer, longest)[:prompts]
         self.held_out = held_out_prompts(self.tokenizer, longest, params.sample.prompts)
         self.optimum = self._optimum()
-        self.pool = self.complete(self.reference, self.prompts, seed=0)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The reference's own completions."""
+        return self.complete(self.reference, self.prompts, seed=0)
 
     def _optimum(self) -> Draws:
         path = Path("out/optimum/draws.parquet")
@@ -153,6 +164,8 @@ class Trial:
 
     def train(self, case: Case, seed: int) -> Any:
         """The policy that DPO makes in this case."""
+        if case.online:
+            return self._online(case, seed)
         pool = self.pool.part(0, round(len(self.prompts) * case.share))
         if case.on_policy:
             half = len(self.prompts) // 2
@@ -162,19 +175,14 @@ class Trial:
         return self._dpo(pool, case, case.name, seed)
 
     def _dpo(self, pool: Pool, case: Case, label: str, seed: int) -> Any:
-        pairs = labelled(pool, case, seed)
-        changes = {"batch_of": "prompts", "batch_size": 32, "epochs": case.passes}
-        plain = {"loss": "sigmoid", "lora": None, "processes": 1, "eval_every": None}
-        settings = self.params.dpo.training.model_copy(
-            update={**changes, **plain, "patience": None, "schedule": "linear", "warmup_steps": 15}
-        )
+        pairs, settings = labelled(pool, case, seed), self._settings(case)
         policy = load_policy("out/sft")
         for name, weight in policy.named_parameters():
             weight.requires_grad_(not (case.frozen and case.frozen in name))
         train_dpo(
             prepare(policy, settings, pad=self.pad),
             pairs,
-            ReferencedPairs([], [], [], torch.zeros(0), torch.zeros(0)),
+            NO_PAIRS,
             settings,
             label=f"limits-{label.replace(' ', '-').replace(',', '')}-s{seed}",
             objective=dpo_objective(settings, case.beta),
@@ -182,6 +190,42 @@ class Trial:
             seed=seed,
             precision="float32",
             fingerprint=repr((case, seed, len(pairs.ids), float(pool.logps.double().sum()))),
+        )
+        return policy
+
+    def _settings(self, case: Case) -> DPOTraining:
+        changes = {"batch_of": "prompts", "batch_size": 32, "epochs": case.passes}
+        plain = {"loss": "sigmoid", "lora": None, "processes": 1, "eval_every": None}
+        return self.params.dpo.training.model_copy(
+            update={**changes, **plain, "patience": None, "schedule": "linear", "warmup_steps": 15}
+        )
+
+    def _online(self, case: Case, seed: int) -> Any:
+        policy, settings = load_policy("out/sft"), self._settings(case)
+
+        def reward(place: int, completion: Completion) -> float:
+            return gold_reward(self.prompts[place]["text"] + completion.text)
+
+        train_online_dpo(
+            prepare(policy, settings, pad=self.pad),
+            Scorer(self.reference, self.pad),
+            HFEngine(policy, self.tokenizer, DRAWN_TOGETHER),
+            reward,
+            [row["ids"] for row in self.prompts],
+            NO_PAIRS,
+            settings,
+            OnlineSettings(
+                steps=case.online,
+                prompts=ONLINE_PROMPTS,
+                draws=self.draws,
+                max_new_tokens=self.params.pairs.max_new_tokens,
+            ),
+            label=f"limits-{case.name.replace(' ', '-').replace(',', '')}-s{seed}",
+            objective=dpo_objective(settings, case.beta),
+            peak_rate=case.rate,
+            seed=seed,
+            precision="float32",
+            fingerprint=repr((case, seed, len(self.prompts))),
         )
         return policy
 
@@ -278,6 +322,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=8, help="completions of each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of labels and order")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    names = [case.name for case in CASES]
+    parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE",
+        help=f"those of: {'; '.join(names)}")  # fmt: skip
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     params = load_params()
@@ -286,7 +333,7 @@ def main() -> None:
     trial = Trial(params, given.prompts, given.draws)
     given.out.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds:
-        for case in CASES:
+        for case in (one for one in CASES if one.name in given.cases):
             about = {"case": case.name, "seed": seed, "prompts": given.prompts}
             if any(about.items() <= row.items() for row in rows):
                 continue
