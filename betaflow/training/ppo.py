@@ -317,15 +317,15 @@ def _improve(
                 for half in halves
             ]
         )  # fmt: skip
+        summed: Gradients = [None] * len(learnt)
         for found, figures in lanes:
-            for parameter, gradient in zip(learnt, found, strict=True):
-                if gradient is not None:
-                    before = parameter.grad
-                    parameter.grad = gradient if before is None else before.add_(gradient)
+            summed = _added(summed, found)
             for key, figure in figures.items():
                 sums[key] = sums.get(key, 0.0) + figure / weight
                 if not norms:
                     start[key] = start.get(key, 0.0) + figure / tokens
+        for parameter, gradient in zip(learnt, summed, strict=True):
+            parameter.grad = gradient
         norms.append(optimizer_step(optimizer, rate, settings.max_grad_norm))
     return {
         "policy_loss": sums["policy"],
@@ -364,12 +364,18 @@ def _gradients(
         value = settings.value_coefficient * loss.value
         share = float(part.mask.sum())
         whole = share / tokens * (value if warming else loss.policy + value)
-        for place, found in enumerate(torch.autograd.grad(whole, learnt, allow_unused=True)):
-            before = total[place]
-            total[place] = found if before is None or found is None else before.add_(found)
+        total = _added(total, torch.autograd.grad(whole, learnt, allow_unused=True))
         for key, figure in loss._asdict().items():
             figures[key] = figures.get(key, 0.0) + float(figure.detach()) * share
     return total, figures
+
+
+def _added(total: Gradients, found: Sequence[torch.Tensor | None]) -> Gradients:
+    """The sums of gradients, in place where there are two."""
+    return [
+        more if sum_ is None else sum_ if more is None else sum_.add_(more)
+        for sum_, more in zip(total, found, strict=True)
+    ]
 
 
 def _minibatches(count: int, settings: PPOTraining, seed: int) -> Iterator[torch.Tensor]:

@@ -214,3 +214,9 @@ def test_two_threads_do_what_one_does_bit_by_bit(tiny: Path, params: Params) -> 
     (rows, weights), (others_rows, others) = found
     assert rows == others_rows
     assert all(torch.equal(*pair) for pair in zip(weights, others, strict=True))
+
+
+def test_a_weight_that_some_batches_leave_out_keeps_the_others_gradient() -> None:
+    one, two = torch.ones(2), torch.full((2,), 2.0)
+    found = ppo._added([None, one.clone(), one.clone(), None], [two, None, two, None])
+    assert [None if g is None else g.tolist() for g in found] == [[2, 2], [1, 1], [3, 3], None]
