@@ -222,7 +222,14 @@ def test_fractions_are_of_rows_at_one() -> None:
 
 @pytest.mark.parametrize(
     "method, expected",
-    [("dpo", 12.0), ("ipo", 12.0), ("ppo", 110.0), ("ppo_gt", 110.0), ("unlikelihood", 10.0)],
+    [
+        ("dpo", 12.0),
+        ("ipo", 12.0),
+        ("online_dpo", 10.0),
+        ("ppo", 110.0),
+        ("ppo_gt", 110.0),
+        ("unlikelihood", 10.0),
+    ],
 )
 def test_the_whole_cost_has_what_the_method_needs(method: str, expected: float) -> None:
     costs = {"a": 10.0, "reference": 2.0, "reward": 100.0}
