@@ -1,8 +1,8 @@
 """What an arm costs: its own training, and what the method needs besides data and SFT.
 
 PPO needs a reward model (PPO-GT too: its critic starts from it). DPO, IPO and SLiC need the
-reference's log-probabilities of the pairs; online DPO computes those of its own. Best-of-N trains nothing: it costs n completions for
-each that is used, a cost of use, which is not counted here.
+reference's log-probabilities of the pairs; online DPO computes those of its own. Best-of-N trains
+nothing: it costs n completions for each that is used, a cost of use, which is not counted here.
 """
 
 from __future__ import annotations
