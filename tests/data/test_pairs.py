@@ -195,7 +195,8 @@ def workspace(
         Path(name).symlink_to(repository / name)
     shutil.copytree(tiny, "out/sft")
     Path("out/pairs").mkdir()
-    write_jsonl("out/data/prompts_eval.jsonl", [])  # of the curve, which is off
+    for name in ("eval", "train", "unlabelled"):  # of the curve and online DPO, which are off
+        write_jsonl(f"out/data/prompts_{name}.jsonl", [])
 
     def dpo(_: Any, pairs: Any, held_out: Any, *__: Any, fingerprint: str, **___: Any) -> None:
         sides = [pairs.chosen, pairs.rejected, held_out.chosen, held_out.rejected]
