@@ -41,6 +41,7 @@ class Recording(HFEngine):
 
 def train(job: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
     settings = PPOTraining(**{**SETTINGS, **of_job(job), **job["betaflow_set"]})
+    precision = {"fp32": "float32", "bf16": "bfloat16"}[job["precision"]]
     watch = Watch("betaflow", job["rollouts"])
     tokenizer = load_tokenizer(job["model"])
     pad = tokenizer.pad_token_id
@@ -56,7 +57,7 @@ def train(job: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
     def score(episodes: list[Encoded]) -> torch.Tensor:
         size = settings.micro_batch_size
         found = all_sequence_scores(
-            reward_model, episodes, pad=pad, batch_size=size, precision="float32"
+            reward_model, episodes, pad=pad, batch_size=size, precision=precision
         )
         watch.ends("scoring")
         return found
@@ -75,7 +76,7 @@ def train(job: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
         target_kl=0,
         peak_rate=job["learning_rate"],
         seed=job["seed"],
-        precision="float32",
+        precision=precision,
         fingerprint="benchmark",
         on_step=lambda _: watch.iteration_ends(),
     )
@@ -87,7 +88,7 @@ def train(job: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
         "kl": [row["reward/kl"] for row in trained.metrics],
         "parameters": sum(p.numel() for model in learnt for p in model.parameters()),
         "before_model_bytes": before,
-        "settings": settings.model_dump(),
+        "settings": {**settings.model_dump(), "precision": precision},
     }
 
 

@@ -21,7 +21,7 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -58,7 +58,8 @@ class Case(NamedTuple):
 
     `share` of the prompts are used, in `passes` each; `pairs` of a prompt (0: all) are labelled
     by `annotators`, each on its own; `on_policy`: the second half of the prompts is completed by a
-    policy that DPO made of the first half.
+    policy that DPO made of the first half. `online`: so many steps on pairs that the policy draws
+    anew, with `labels` as `OnlineSettings` has them.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Case(NamedTuple):
     annotators: int = 1
     on_policy: bool = False
     online: int = 0
+    labels: Literal["drawn", "expected"] = "drawn"
     frozen: str = ""
 
 
@@ -87,6 +89,8 @@ CASES = (
     Case("beta 0.3", beta=0.3),
     Case("online, beta 0.3", beta=0.3, online=200),
     Case("online, beta 0.17", beta=0.17, online=200),
+    Case("online, expected labels, beta 0.3", beta=0.3, online=200, labels="expected"),
+    Case("online, expected labels, beta 0.17", beta=0.17, online=200, labels="expected"),
 )
 
 
@@ -218,6 +222,7 @@ class Trial:
                 steps=case.online,
                 prompts=ONLINE_PROMPTS,
                 draws=self.draws,
+                labels=case.labels,
                 max_new_tokens=self.params.pairs.max_new_tokens,
             ),
             label=f"limits-{case.name.replace(' ', '-').replace(',', '')}-s{seed}",

@@ -16,8 +16,11 @@ from betaflow.policy.loading import load_reward_model
 from betaflow.policy.rewards import all_sequence_scores
 
 WARM_UP = 1  # rollouts that are not counted
-START_KL = 1e-2  # nats a completion; TRL's are the cached decoder's, which rounds otherwise
-SAME_SCORE = 1e-3  # between a side's mean score and that of betaflow's reward model
+# By precision. KL before the first step, nats a completion: TRL's is the cached decoder's, which
+# rounds otherwise, and in bf16 of a policy under autocast against a reference that is not.
+START_KL = {"fp32": 1e-2, "bf16": 0.1}
+# Between a side's mean score and that of betaflow's reward model in float32.
+SAME_SCORE = {"fp32": 1e-3, "bf16": 2e-2}
 SAME_LENGTH = 0.1  # of the mean completion
 STANDARD_ERRORS = 4
 
@@ -38,15 +41,15 @@ def rescore(result: Result, reward: Path, pad: int, missing_eos_penalty: float, 
     ]
 
 
-def require_same_work(side: str, theirs: Result, ours: Result, steps: int) -> None:
+def require_same_work(side: str, theirs: Result, ours: Result, steps: int, precision: str) -> None:
     """Stop unless a side did betaflow's work: the comparison would mean nothing."""
     for name, result in (("betaflow", ours), (side, theirs)):
         scores = result["first_scores"]
         if result["optimizer_steps"] != steps:
             raise UserError(f"{name} took {result['optimizer_steps']} optimizer steps, not {steps}")
-        if not abs(result["kl"][0]) <= START_KL:
+        if not abs(result["kl"][0]) <= START_KL[precision]:
             raise UserError(f"{name}'s KL before the first step is {result['kl'][0]:.1e}, not 0")
-        if not abs(result["scores"][0] - statistics.mean(scores)) <= SAME_SCORE:
+        if not abs(result["scores"][0] - statistics.mean(scores)) <= SAME_SCORE[precision]:
             raise UserError(
                 f"{name} scores its first rollout {result['scores'][0]:.4f} on average, the "
                 f"reward model {statistics.mean(scores):.4f}: it is not the same reward"

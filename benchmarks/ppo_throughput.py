@@ -3,9 +3,10 @@
     .venv/bin/python -m benchmarks.ppo_throughput --trl-python .venv-trl-ppo/bin/python
 
 Both train the same weights with the same reward model, on the same prompts in the same order: as
-many episodes, epochs and optimizer steps, in float32, with as many threads. Each side is in a
-process of its own, in turns; every other repeat goes through the sides backwards. The first
-rollout, and loading, are not counted. The run stops unless the two did the same work: optimizer
+many episodes, epochs and optimizer steps, in one precision (bf16: autocast over float32 weights,
+where each library puts it), with as many threads. Each side is in a process of its own, in turns;
+every other repeat goes through the sides backwards. The first rollout, and loading, are not
+counted. The run stops unless the two did the same work: optimizer
 steps, first prompts, KL 0 and equal scores at the start, lengths of the completions.
 
 Without --model there are two cases: `random`, a model of random weights whose completions never
@@ -140,7 +141,7 @@ def run_case(case: Case, given: argparse.Namespace) -> Runs:
             )
             runs[side].append(result)
         for side in sides:
-            require_same_work(side, runs[side][-1], runs["betaflow"][-1], steps)
+            require_same_work(side, runs[side][-1], runs["betaflow"][-1], steps, given.precision)
         for side in sides:
             del runs[side][-1]["first_prompts"]
     return runs
@@ -186,7 +187,8 @@ def run_side(side: str, case: Case, given: argparse.Namespace) -> dict[str, Any]
 
 JOB_KEYS = (
     *("batch_size", "micro_batch_size", "rollouts", "epochs", "minibatches", "max_new_tokens"),
-    *("missing_eos_penalty", "kl_coefficient", "learning_rate", "device", "threads", "seed"),
+    *("missing_eos_penalty", "kl_coefficient", "learning_rate", "precision", "device", "threads"),
+    "seed",
 )
 
 
@@ -194,8 +196,8 @@ def heading(case: Case, given: argparse.Namespace) -> None:
     print(
         f"\n{case.name}: {given.rollouts} rollouts ({WARM_UP} of them warm-up) of "
         f"{given.batch_size} episodes of at most {given.max_new_tokens} tokens, {given.epochs} "
-        f"epochs of {given.minibatches} mini-batches, float32, {given.threads} thread(s), "
-        f"repeats {given.repeats}\n"
+        f"epochs of {given.minibatches} mini-batches, {given.precision}, "
+        f"{given.threads} thread(s), repeats {given.repeats}\n"
     )
 
 
@@ -254,6 +256,7 @@ def arguments() -> argparse.Namespace:
     add("--max-new-tokens", type=int, default=64)
     add("--max-prompt-tokens", type=int, default=64)
     add("--learning-rate", type=float, default=3e-6)
+    add("--precision", choices=("bf16", "fp32"), default="fp32")
     add("--threads", type=int, default=2)
     add("--repeats", type=int, default=3, help="runs of every side, in turns")
     add("--trl-python", type=Path, default=ROOT / ".venv-trl-ppo/bin/python")

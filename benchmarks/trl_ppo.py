@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,7 @@ def config(job: dict[str, Any]) -> PPOConfig:
     same = {
         "output_dir": "trl",
         "use_cpu": job["device"] == "cpu",
+        "bf16": job["precision"] == "bf16",
         "total_episodes": job["rollouts"] * batch,
         "num_ppo_epochs": job["epochs"],
         "num_mini_batches": job["minibatches"],
@@ -170,6 +172,9 @@ def main() -> None:
     prompts = [row["ids"] for row in read_jsonl(job["ordered"])]
     watch = Watch(f"trl {job['side']}", job["rollouts"])
     before = resident_bytes()
+    if job["precision"] == "bf16":
+        # PPOTrainer hands its config's bf16 to nobody; this is how accelerate's launcher tells it.
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     drawn = note_rollouts(watch)
     trainer = make_trainer(job, prompts, watch)
     if job["side"] != "defaults":

@@ -302,6 +302,7 @@ class OnlineSettings(Section):
     steps: Count
     prompts: Count
     draws: Annotated[int, Field(ge=2)]
+    labels: Literal["drawn", "expected"]
     max_new_tokens: Count
 
 

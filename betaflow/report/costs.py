@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from betaflow.config import STAGES
+from betaflow.config import Method, PPOMethod
 
-NEEDS = {"ppo": "reward", "dpo": "reference"}  # by stage of the arm, the stage it needs
+# By method, the stage that an arm needs besides `sft` and those of the data.
+NEEDS: dict[Method, str] = {
+    **dict.fromkeys(get_args(PPOMethod), "reward"),
+    **dict.fromkeys(("dpo", "ipo", "slic"), "reference"),
+}
 
 
 def whole(row: Mapping[str, Any], costs: Mapping[str, float]) -> float:
@@ -23,7 +27,6 @@ def whole(row: Mapping[str, Any], costs: Mapping[str, float]) -> float:
         row: the arm, with `arm` and `method`.
         costs: by arm or stage name, in any one unit (FLOPs, seconds).
     """
-    method = row["method"]
-    needed = None if method == "online_dpo" else NEEDS.get(STAGES.get(method, method))
+    needed = NEEDS.get(row["method"])
     parts = [row["arm"]] if needed is None else [row["arm"], needed]
     return math.fsum(costs.get(name, math.nan) for name in parts)

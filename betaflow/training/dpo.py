@@ -43,13 +43,18 @@ METRICS = (
 
 
 class ReferencedPairs(NamedTuple):
-    """Encoded pairs and their reference log-probabilities (nats), all `(pairs,)`."""
+    """Encoded pairs and their reference log-probabilities (nats), all `(pairs,)`.
+
+    `chances`: that `chosen` is the preferred one, of pairs whose label is not drawn but expected
+    (Fisch et al. 2024, arXiv 2405.19316); None: it is the preferred one.
+    """
 
     ids: list[str]
     chosen: list[Encoded]
     rejected: list[Encoded]
     reference_chosen: torch.Tensor
     reference_rejected: torch.Tensor
+    chances: torch.Tensor | None = None
 
     def tree(self, unit: Sequence[int]) -> Tree:
         """The sequences of pairs that share a prompt."""
@@ -146,14 +151,7 @@ def train_dpo(
         patience=settings.patience,
         items=lambda step: [pairs.ids[i] for i in _pairs_of(trees_of(step))],
     )
-    try:
-        return trained, evaluate(scorer, held_out, settings, objective, precision)
-    except loop.NotFinite as error:
-        raise UserError(
-            f"{label}: {error} on the held-out pairs {', '.join(error.items[:8])} after the last "
-            f"step, with the weights of {checkpoints.newest(label)}; look at those pairs, or lower "
-            "the learning rate"
-        ) from None
+    return trained, final_figures(scorer, held_out, settings, objective, precision, label)
 
 
 def pairs_step(
@@ -247,6 +245,25 @@ def evaluate(
     return _means(table, "eval/")
 
 
+def final_figures(
+    scorer: Scorer,
+    held_out: ReferencedPairs,
+    settings: DPOTraining,
+    objective: Objective,
+    precision: str,
+    label: str,
+) -> dict[str, float]:
+    """`evaluate` after the last step. Raises `UserError` where a loss is not finite."""
+    try:
+        return evaluate(scorer, held_out, settings, objective, precision)
+    except loop.NotFinite as error:
+        raise UserError(
+            f"{label}: {error} on the held-out pairs {', '.join(error.items[:8])} after the last "
+            f"step, with the weights of {checkpoints.newest(label)}; look at those pairs, or lower "
+            "the learning rate"
+        ) from None
+
+
 def pair_metrics(
     logps: torch.Tensor,
     pairs: ReferencedPairs,
@@ -255,6 +272,8 @@ def pair_metrics(
     objective: Objective,
 ) -> torch.Tensor:
     """`METRICS` of some pairs, `(metrics, pairs)`; only the loss carries a gradient.
+
+    With `chances` the loss is the mean over both labels.
 
     Args:
         logps: summed log-probabilities, chosen and rejected by turns, `(2 x pairs,)`.
@@ -269,8 +288,14 @@ def pair_metrics(
         side[members].to(place) for side in (pairs.reference_chosen, pairs.reference_rejected)
     ]
     found = objective(chosen, rejected, *reference, *lengths)
+    loss = found.losses
+    if pairs.chances is not None:
+        chances = pairs.chances[members].to(place)
+        turned = objective(rejected, chosen, *reference[::-1], *lengths[::-1])
+        loss = chances * loss + (1 - chances) * turned.losses
     nll = -chosen / lengths[0]
-    loss = found.losses + settings.sft_weight * nll if settings.sft_weight else found.losses
+    if settings.sft_weight:
+        loss = loss + settings.sft_weight * nll
     margin = found.chosen_rewards - found.rejected_rewards
     weight = gradient_weight(found.chosen_rewards, found.rejected_rewards)
     rest = (

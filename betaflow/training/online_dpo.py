@@ -2,7 +2,8 @@
 
 Each step draws completions of some prompts at T = 1, labels all pairs of a prompt's completions by
 Bradley-Terry under a reward, and takes one step of DPO's loss on them, each completion computed
-once. Reference, loss and metrics are those of `training.dpo`; what is new is where pairs come from.
+once. A label is drawn, or the loss is its mean over both labels. Reference, loss and metrics are
+those of `training.dpo`; what is new is where pairs come from.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import torch
 from betaflow.data.pairs import bradley_terry_label
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
+from betaflow.objectives.bradley_terry import preference_probability
 from betaflow.policy.flops import forward_flops
 from betaflow.policy.scorer import Scorer, all_sequence_logps
 from betaflow.sampling.engine import Completion, Engine, Request
 from betaflow.training import loop
-from betaflow.training.dpo import Objective, ReferencedPairs, evaluate, pairs_step
+from betaflow.training.dpo import Objective, ReferencedPairs, final_figures, pairs_step
 from betaflow.training.optim import make_optimizer
 from betaflow.training.trees import units
 
@@ -83,7 +85,8 @@ def train_online_dpo(
         theirs = all_sequence_logps(
             reference, flat, budget=settings.micro_batch_tokens, precision=precision
         )
-        pairs = labelled(sequences, rewards, theirs, Random(f"{seed}/{step}"), f"{step}")
+        rng = Random(f"{seed}/{step}") if online.labels == "drawn" else None
+        pairs = labelled(sequences, rewards, theirs, rng, f"{step}")
         if not pairs.ids:
             raise UserError(
                 f"{label}: at step {step} all completions of every prompt are equal: the policy "
@@ -118,7 +121,7 @@ def train_online_dpo(
         on_step=on_step,
         keep=settings.keep_checkpoints,
     )
-    return trained, evaluate(scorer, held_out, settings, objective, precision)
+    return trained, final_figures(scorer, held_out, settings, objective, precision, label)
 
 
 def _draw(
@@ -139,28 +142,38 @@ def labelled(
     sequences: Sequence[Sequence[Encoded]],
     rewards: Sequence[Sequence[float]],
     reference: torch.Tensor,
-    rng: Random,
+    rng: Random | None,
     name: str,
 ) -> ReferencedPairs:
-    """All pairs of each prompt's completions, but for those that are equal or empty.
+    """All pairs of each prompt's completions, but for those that are equal.
 
     Args:
         sequences, rewards: `(prompts, draws)`.
         reference: log pi_ref of each sequence, row after row, nats `(prompts x draws,)`.
-        rng: draws the labels.
+        rng: draws the labels; None: the completion of the higher reward is the chosen one, with
+            the chance that it is preferred.
         name: that the pairs' ids begin with.
     """
-    ids, chosen, rejected, places = [], [], [], []
+    ids, chosen, rejected, places, gaps = [], [], [], [], []
     first = 0
     for prompt, (row, scores) in enumerate(zip(sequences, rewards, strict=True)):
         for one, other in combinations(range(len(row)), 2):
             if row[one].completion == row[other].completion:
                 continue
-            better, worse = bradley_terry_label(scores, one, other, rng)
+            if rng is not None:
+                better, worse = bradley_terry_label(scores, one, other, rng)
+            else:
+                better, worse = (one, other) if scores[one] >= scores[other] else (other, one)
             ids.append(f"{name}/{prompt}/{one}-{other}")
             chosen.append(row[better])
             rejected.append(row[worse])
             places.append((first + better, first + worse))
+            gaps.append((scores[better], scores[worse]))
         first += len(row)
     taken = torch.tensor(places, dtype=torch.long).view(-1, 2)
-    return ReferencedPairs(ids, chosen, rejected, reference[taken[:, 0]], reference[taken[:, 1]])
+    logps = reference[taken[:, 0]], reference[taken[:, 1]]
+    chances = None
+    if rng is None:
+        higher, lower = torch.tensor(gaps, dtype=torch.float64).view(-1, 2).unbind(1)
+        chances = preference_probability(higher, lower).float()
+    return ReferencedPairs(ids, chosen, rejected, *logps, chances)

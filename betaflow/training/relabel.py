@@ -1,4 +1,7 @@
-"""Preference pairs put together for training: some of them, labelled by scores, joined."""
+"""Preference pairs put together for training: some of them, labelled by scores, joined.
+
+They are pairs whose labels are known: those with `chances` are not taken.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from betaflow.training.dpo import ReferencedPairs
 
 def selected(pairs: ReferencedPairs, places: Sequence[int]) -> ReferencedPairs:
     """The pairs at these places, in this order."""
+    assert pairs.chances is None
     return ReferencedPairs(
         [pairs.ids[i] for i in places],
         [pairs.chosen[i] for i in places],
@@ -22,6 +26,7 @@ def selected(pairs: ReferencedPairs, places: Sequence[int]) -> ReferencedPairs:
 
 def joined(first: ReferencedPairs, second: ReferencedPairs) -> ReferencedPairs:
     """The pairs of both, the first's before the second's."""
+    assert first.chances is None and second.chances is None
     return ReferencedPairs(
         first.ids + second.ids,
         first.chosen + second.chosen,
@@ -42,6 +47,7 @@ def relabelled(pairs: ReferencedPairs, scores: torch.Tensor) -> ReferencedPairs:
     Args:
         scores: `(2, pairs)`, of what is now called chosen and rejected.
     """
+    assert pairs.chances is None
     turns = turned(scores)
     sides = [
         (rejected, chosen) if turn else (chosen, rejected)

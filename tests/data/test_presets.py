@@ -30,7 +30,7 @@ def test_the_presets_are_there() -> None:
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_preset_is_valid_whole_and_explained(path: Path) -> None:
     params = load_params(path)
-    assert {arm.method for arm in arms(params)} >= {"sft", "dpo", "ppo"}
+    assert {arm.stage for arm in arms(params)} >= {"sft", "dpo", "ppo"}
     whole = keys(yaml.safe_load((ROOT / "params.yaml").read_text()))
     nested = (".data.world.", ".model.scratch.")
     missing = whole - keys(yaml.safe_load(path.read_text()))

@@ -22,7 +22,13 @@ from betaflow.policy.lora import adapters, adapters_off, add_adapters, merge_ada
 from betaflow.policy.scorer import Scorer, all_sequence_logps
 from betaflow.sampling.engine import Request
 from betaflow.sampling.hf_engine import HFEngine
-from betaflow.training.dpo import Objective, ReferencedPairs, dpo_objective, train_dpo
+from betaflow.training.dpo import (
+    Objective,
+    ReferencedPairs,
+    dpo_objective,
+    pair_metrics,
+    train_dpo,
+)
 from betaflow.training.prepare import prepare
 from betaflow.training.shares import share
 
@@ -44,7 +50,7 @@ def pairs_of(tiny: Path, count: int = 24) -> ReferencedPairs:
 
 
 def swapped(pairs: ReferencedPairs) -> ReferencedPairs:
-    ids, chosen, rejected, first, second = pairs
+    ids, chosen, rejected, first, second, _ = pairs
     return ReferencedPairs(ids, rejected, chosen, second, first)
 
 
@@ -134,6 +140,25 @@ def every_pair_of(tiny: Path, prompts: int, completions: int) -> ReferencedPairs
         [f"pair-{one}-{other}" for one, other in pairs],
         [drawn[i] for i in first], [drawn[i] for i in second], logps[first], logps[second],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "sppo_hard"])
+def test_chances_weigh_the_losses_of_both_labels(tiny: Path, params: Params, loss: str) -> None:
+    pairs, settings = pairs_of(tiny, 8), params.dpo.training.model_copy(update={"loss": loss})
+    objective = dpo_objective(settings, 0.5)
+    logps = torch.randn(16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logps = logps - 30
+
+    def losses(some: ReferencedPairs, sides: torch.Tensor) -> torch.Tensor:
+        return pair_metrics(sides, some, list(range(8)), settings, objective)[0]
+
+    turned = losses(swapped(pairs), logps.view(-1, 2).flip(1).reshape(-1))
+    mean = 0.75 * losses(pairs, logps) + 0.25 * turned
+    found = losses(pairs._replace(chances=torch.full((8,), 0.75)), logps)
+    torch.testing.assert_close(found, mean)
+    slopes = [torch.autograd.grad(one.sum(), logps, retain_graph=True)[0] for one in (found, mean)]
+    torch.testing.assert_close(*slopes)
+    assert not torch.allclose(found, losses(pairs, logps))
 
 
 @pytest.mark.parametrize("world", [2, 3])
