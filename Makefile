@@ -30,7 +30,7 @@ chat: setup     ## talk to the champion and to SFT side by side (CHAT=--help: mo
 
 test: setup     ## run the tests: two at a time, and then those of whole pipelines
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not door"
-	@$(BIN)/python -m pytest -m door
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m door
 
 lint: setup     ## ruff, and the layers by import-linter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -20,7 +20,7 @@ from betaflow.io import read_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.training.distributed import is_main, rank, whole, world
 from betaflow.training.dpo import Objective, ReferencedPairs, train_dpo
-from betaflow.training.loop import total_steps
+from betaflow.training.loop import Trained, total_steps
 from betaflow.training.prepare import prepare
 from betaflow.training.trees import units
 from tasks import tracking
@@ -153,6 +153,59 @@ def train_arm(
         _train(params, arm, settings, objective, options, read, tables or {})
 
 
+class Begun(NamedTuple):
+    """An arm before its first step, and what is written of it: see `begin`."""
+
+    policy: Any
+    scorer: Any
+    tokenizer: Any
+    held_out: ReferencedPairs
+    about: dict[str, Any]
+
+
+def begin(
+    params: Params, arm: Arm | UnlabelledArm, settings: DPOTraining, options: dict[str, Any]
+) -> Begun:
+    """Policy, held-out pairs, and the identity of an arm that depends on some more `options`."""
+    assert arm.seed is not None
+    set_threads(settings.threads)
+    torch.manual_seed(arm.seed + 1_000_003 * rank())  # of adapters' dropout
+    policy = fresh_policy(params, settings, arm.seed)
+    tokenizer = load_tokenizer("out/sft", trust_remote_code=params.model.trust_remote_code)
+    limits = Limits.of(params.pairs)
+    kept = {
+        **options,
+        "pairs": limits._asdict(),
+        "curve": params.curve.model_dump(),
+        "precision": params.model.precision,
+    }
+    identity = stage_fingerprint(arm.stage, {**kept, **arm.model_dump()}, arm.model_dump())
+    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
+    scorer = prepare(policy, settings, pad=tokenizer.pad_token_id)
+    return Begun(policy, scorer, tokenizer, split_pairs(tokenizer, "eval", limits), about)
+
+
+def end(
+    params: Params,
+    arm: Arm | UnlabelledArm,
+    begun: Begun,
+    settings: DPOTraining,
+    trained: Trained,
+    figures: dict[str, float],
+    log: StepLog,
+    tables: Mapping[str, Table],
+) -> None:
+    """Write a trained arm to its folder; every process must call this."""
+    assert arm.seed is not None
+    model = whole_policy(begun.policy, params, settings, arm.seed)
+    if is_main():
+        looks = {"curve.parquet": collect(arm.name, trained.metrics)}
+        finish(
+            arm.model_dir, model, begun.tokenizer, trained, figures, begun.about, log,
+            tables=looks | dict(tables),
+        )  # fmt: skip
+
+
 def _train(
     params: Params,
     arm: Arm | UnlabelledArm,
@@ -163,22 +216,9 @@ def _train(
     tables: Mapping[str, Table],
 ) -> None:
     assert arm.seed is not None and arm.learning_rate is not None
-    set_threads(settings.threads)
-    torch.manual_seed(arm.seed + 1_000_003 * rank())  # of adapters' dropout
-    policy = fresh_policy(params, settings, arm.seed)
-    tokenizer = load_tokenizer("out/sft", trust_remote_code=params.model.trust_remote_code)
-    limits = Limits.of(params.pairs)
+    begun = begin(params, arm, settings, {"training": options})
+    policy, scorer, tokenizer, held_out, about = begun
     pairs, read_too = read(params, tokenizer)
-    held_out = split_pairs(tokenizer, "eval", limits)
-    kept = {
-        "training": options,
-        "pairs": limits._asdict(),
-        "curve": params.curve.model_dump(),
-        "precision": params.model.precision,
-    }
-    identity = stage_fingerprint(arm.stage, {**kept, **arm.model_dump()}, arm.model_dump())
-    about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
-    scorer = prepare(policy, settings, pad=tokenizer.pad_token_id)
     count = len(units(pairs.chosen, settings.batch_of))
     steps = total_steps(count, settings.batch_size, settings.epochs)
     show = sample_printer(scorer, tokenizer, held_out) if settings.sample_every else None
@@ -193,17 +233,11 @@ def _train(
             peak_rate=float(arm.learning_rate),
             seed=arm.seed,
             precision=params.model.precision,
-            fingerprint=identity,
+            fingerprint=about["fingerprint"],
             on_step=log.step,
             show_samples=show,
             probe=curve_probe(
                 params, arm.name, policy, scorer if world() > 1 else policy, tokenizer, steps
             ),
         )
-        model = whole_policy(policy, params, settings, arm.seed)
-        if is_main():
-            looks = {"curve.parquet": collect(arm.name, trained.metrics)}
-            finish(
-                arm.model_dir, model, tokenizer, trained, figures, about, log,
-                tables=looks | read_too | dict(tables),
-            )  # fmt: skip
+        end(params, arm, begun, settings, trained, figures, log, read_too | dict(tables))

@@ -96,14 +96,13 @@ def test_no_pickle_and_no_trust_by_default(repository: Path) -> None:
         assert re.search(r"trust_remote_code: false", path.read_text()), path
 
 
-@pytest.mark.parametrize("stage", ["prepare", "dpo", "sample", "benchmark", "compare"])
+@pytest.mark.parametrize("stage", ["prepare", "dpo", "compare"])
 def test_a_broken_params_file_is_one_message_before_anything_runs(
     tmp_path: Path, repository: Path, stage: str
 ) -> None:
     text = (repository / "params.yaml").read_text().replace("eval_fraction: 0.1", "eval_part: 0.1")
     (tmp_path / "params.yaml").write_text(text)
     words = ["--beta", "1", "--learning-rate", "1", "--seed", "0"] if stage == "dpo" else []
-    words += ["--arm", "sft"] if stage in ("sample", "benchmark") else []
     done = subprocess.run(
         [sys.executable, "-m", f"tasks.{stage}", *words],
         cwd=tmp_path,

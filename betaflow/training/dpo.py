@@ -45,8 +45,8 @@ METRICS = (
 class ReferencedPairs(NamedTuple):
     """Encoded pairs and their reference log-probabilities (nats), all `(pairs,)`.
 
-    `chances`: that `chosen` is the preferred one, of pairs whose label is not drawn but expected
-    (Fisch et al. 2024, arXiv 2405.19316); None: it is the preferred one.
+    `chances`: that `chosen` is the preferred one, where the loss is the mean over both labels (with
+    the sigmoid loss: cDPO, of each pair's own label smoothing); None: it is the preferred one.
     """
 
     ids: list[str]

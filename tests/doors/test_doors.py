@@ -19,12 +19,11 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
-from workspaces import SMALL_HH, SMALL_WORLD, change, environment, lock, make, run
+from workspaces import SMALL_WORLD, change, environment, lock, make, run
 
 pytestmark = pytest.mark.door
 DVC = [sys.executable, "-m", "dvc"]
@@ -306,23 +305,3 @@ def test_nothing_is_left_running(parallel: Path) -> None:
             ):
                 here.append(process.info["cmdline"])
     assert here == []
-
-
-def test_the_hh_sample_runs_end_to_end(
-    tmp_path_factory: pytest.TempPathFactory, shared: Path
-) -> None:
-    folder = make(tmp_path_factory.mktemp("hh"), SMALL_HH, "presets/hh-sample.yaml")
-    run([*DVC, "import-url", "-q", str(shared / "data/hh-harmless.jsonl.gz"), "data/"], folder)
-    run(ALIGN, folder)
-    statistics: dict[str, Any] = json.loads((folder / "out/data/statistics.json").read_text())
-    assert statistics["rows_read"] == 160
-    table = pd.read_csv(folder / "out/compare/table.csv")
-    assert list(table.method) == ["sft", "dpo", "ppo"]
-    assert table.gold_reward.isna().all()
-    assert table.reward_model.notna().all()
-    assert table.win_rate_vs_sft.notna().all()
-    train, held = (
-        {json.loads(line)["prompt"] for line in (folder / f"out/pairs/{s}.jsonl").open()}
-        for s in ("train", "eval")
-    )
-    assert train and held and not train & held
