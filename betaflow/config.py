@@ -618,6 +618,10 @@ class Params(BaseModel):
                     self.pairs.max_prompt_tokens + self.ppo.training.max_new_tokens
                 ),
             }
+            if "online_dpo" in self.dpo.grid.method:
+                needed["pairs.max_prompt_tokens + dpo.online.max_new_tokens"] = (
+                    self.pairs.max_prompt_tokens + self.dpo.online.max_new_tokens
+                )
             for what, tokens in needed.items():
                 if tokens > longest:
                     raise ValueError(f"{what} = {tokens} is more than model.scratch.max_positions")

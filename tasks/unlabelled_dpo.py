@@ -11,6 +11,7 @@ import argparse
 from functools import partial
 
 from betaflow.config import load_params, unlabelled_arm
+from betaflow.data.labelled import batch_units
 from betaflow.training.dpo import dpo_objective
 from tasks._arguments import grid_arguments
 from tasks._labels import material, read_pairs
@@ -30,7 +31,9 @@ def main(arguments: argparse.Namespace | None = None) -> None:
     found = material(arm)
     training = params.dpo.training
     # As many steps as on all labelled pairs, so that methods and shares differ in data alone.
-    epochs = training.epochs * len(found.pairs) / (len(found.kept) + len(found.used))
+    learnt = [found.pairs[i] for i in found.kept] + [found.fresh[i] for i in found.used]
+    everything, share = (batch_units(rows, training.batch_of) for rows in (found.pairs, learnt))
+    epochs = training.epochs * everything / share
     settings = training.model_copy(update={"epochs": epochs})
     train_arm(
         params,

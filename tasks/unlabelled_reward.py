@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from betaflow.config import load_params, unlabelled_arm
-from betaflow.data.labelled import kept_pairs
+from betaflow.data.labelled import batch_units, kept_pairs
 from betaflow.io import read_jsonl
 from tasks._arguments import grid_arguments
 from tasks._main import run
@@ -20,7 +20,8 @@ def main(arguments: argparse.Namespace | None = None) -> None:
     pairs = read_jsonl("out/pairs/train.jsonl")
     rows = [pairs[place] for place in kept_pairs(pairs, arm.labelled)[0]]
     # As many steps as on all pairs: a new head learns nothing in the few that few pairs make.
-    epochs = params.reward.epochs * len(pairs) / len(rows)
+    everything, share = (batch_units(some, params.reward.batch_of) for some in (pairs, rows))
+    epochs = params.reward.epochs * everything / share
     settings = params.reward.model_copy(update={"seed": arm.seed, "epochs": epochs})
     train(params, settings, rows, arm.stage, {"arm": arm.name, **arm.model_dump()}, arm.model_dir)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 # Changing it gives the labels to other prompts.
 SALT = "betaflow-labelled-1"
@@ -36,3 +36,8 @@ def kept_pairs(rows: Sequence[dict[str, Any]], share: float) -> tuple[list[int],
     """
     prompts = labelled_prompts((row["prompt"] for row in rows), share)
     return [place for place, row in enumerate(rows) if row["prompt"] in prompts], prompts
+
+
+def batch_units(rows: Sequence[dict[str, Any]], batch_of: Literal["pairs", "prompts"]) -> int:
+    """How many of what a batch counts the pairs make: themselves, or their prompts."""
+    return len({row["prompt"] for row in rows} if batch_of == "prompts" else rows)

@@ -20,8 +20,8 @@ T = TypeVar("T")
 def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
     """What each of `jobs` returns, in their order; as many at once as torch has threads.
 
-    With one thread, on a GPU, or within a job, they run one after the other. What a job computes
-    does not depend on which: each works on its own tensors. Grad mode, inference mode and autocast
+    With one thread, or on a GPU, they run one after the other. What a job computes does not depend on
+    the others: each works on its own tensors. Grad mode, inference mode and autocast
     are a thread's own, so a job sets those it wants.
 
     Raises:

@@ -288,14 +288,14 @@ def pair_metrics(
         side[members].to(place) for side in (pairs.reference_chosen, pairs.reference_rejected)
     ]
     found = objective(chosen, rejected, *reference, *lengths)
-    loss = found.losses
-    if pairs.chances is not None:
-        chances = pairs.chances[members].to(place)
-        turned = objective(rejected, chosen, *reference[::-1], *lengths[::-1])
-        loss = chances * loss + (1 - chances) * turned.losses
     nll = -chosen / lengths[0]
-    if settings.sft_weight:
-        loss = loss + settings.sft_weight * nll
+    loss = found.losses + settings.sft_weight * nll if settings.sft_weight else found.losses
+    if pairs.chances is not None:
+        turned = objective(rejected, chosen, *reference[::-1], *lengths[::-1]).losses
+        if settings.sft_weight:
+            turned = turned - settings.sft_weight * rejected / lengths[1]
+        chances = pairs.chances[members].to(place)
+        loss = chances * loss + (1 - chances) * turned
     margin = found.chosen_rewards - found.rejected_rewards
     weight = gradient_weight(found.chosen_rewards, found.rejected_rewards)
     rest = (

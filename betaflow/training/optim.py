@@ -25,7 +25,7 @@ def make_optimizer(
     """AdamW, or RMSprop as in the DPO paper's code. The rate is set at every step."""
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=0.0, eps=eps, weight_decay=settings.weight_decay)
-    return torch.optim.RMSprop(parameters, lr=0.0, weight_decay=settings.weight_decay)
+    return torch.optim.RMSprop(parameters, lr=0.0, eps=eps, weight_decay=settings.weight_decay)
 
 
 def learning_rate(settings: OptimisationSettings, peak: float, step: int, steps: int) -> float:

@@ -200,8 +200,12 @@ def reference_scale(
 
 
 def _coefficient(rows: Rows, settings: PPOTraining, beta: float, target_kl: float) -> float:
-    """Of the KL in the reward of this iteration: a function of the rows so far."""
-    if not target_kl or len(rows) <= settings.critic_warmup:
+    """Of the KL in the reward of this iteration: a function of the rows so far.
+
+    The rows of the warm-up, and the one after them, are of a policy that has not learnt yet: a KL
+    of 0 that no coefficient could have raised.
+    """
+    if not target_kl or len(rows) <= settings.critic_warmup + 1:
         return beta
     last = rows[-1]
     return adapted_coefficient(

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from betaflow.data.labelled import kept_pairs, labelled_prompts
+from betaflow.data.labelled import batch_units, kept_pairs, labelled_prompts
 
 PROMPTS = [f"prompt number {n}" for n in range(200)]
 
@@ -39,3 +39,9 @@ def test_all_pairs_of_a_kept_prompt_are_kept(share: float) -> None:
     assert len(places) == 3 * len(prompts)
     assert {rows[place]["prompt"] for place in places} == prompts
     assert places == sorted(places)
+
+
+def test_a_batch_counts_pairs_or_prompts() -> None:
+    rows = [{"prompt": prompt} for prompt in "aabbbc"]
+    assert batch_units(rows, "pairs") == 6
+    assert batch_units(rows, "prompts") == 3

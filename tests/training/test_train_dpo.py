@@ -142,9 +142,11 @@ def every_pair_of(tiny: Path, prompts: int, completions: int) -> ReferencedPairs
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "sppo_hard"])
-def test_chances_weigh_the_losses_of_both_labels(tiny: Path, params: Params, loss: str) -> None:
-    pairs, settings = pairs_of(tiny, 8), params.dpo.training.model_copy(update={"loss": loss})
+@pytest.mark.parametrize("changes", [{}, {"loss": "sppo_hard"}, {"sft_weight": 0.5}])
+def test_chances_weigh_the_losses_of_both_labels(
+    tiny: Path, params: Params, changes: dict[str, Any]
+) -> None:
+    pairs, settings = pairs_of(tiny, 8), params.dpo.training.model_copy(update=changes)
     objective = dpo_objective(settings, 0.5)
     logps = torch.randn(16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     logps = logps - 30
