@@ -20,9 +20,9 @@ T = TypeVar("T")
 def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
     """What each of `jobs` returns, in their order; as many at once as torch has threads.
 
-    With one thread, or on a GPU, they run one after the other. What a job computes does not depend on
-    the others: each works on its own tensors. Grad mode, inference mode and autocast
-    are a thread's own, so a job sets those it wants.
+    With one thread, or on a GPU, they run one after the other. What a job computes does not depend
+    on the others: each works on its own tensors. Grad mode, inference mode and autocast are a
+    thread's own, so a job sets those it wants.
 
     Raises:
         Exception: the first that a job raised, in their order, once none runs any more.
