@@ -67,7 +67,7 @@ def model_card(
             "## Where it comes from\n",
             _origin(params, summary),
             "## Limits\n",
-            _limits(params),
+            limits(params, arm, rows),
             "## Settings\n",
             "```yaml",
             yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False) + "```\n",
@@ -146,16 +146,30 @@ def _origin(params: Params, summary: Mapping[str, Any]) -> str:
     return "\n".join(f"- {key}: `{value}`" for key, value in facts.items()) + "\n"
 
 
-def _limits(params: Params) -> str:
+def limits(params: Params, arm: Arm, rows: Sequence[Row]) -> str:
+    """What the numbers do not say, as a Markdown list. `rows` as in `model_card`."""
     lines = [
         "Intervals are over prompts; they do not cover training again with another seed.",
-        f"Everything was measured on {params.sample.prompts} held-out prompts like those of "
-        "training, at the temperatures above. Elsewhere nothing is known.",
+        f"Everything was measured on {max(row['prompts'] for row in rows)} held-out prompts like "
+        "those of training, at the temperatures above. Elsewhere nothing is known.",
         "A win is the judge's; see its controls in the comparison's report.",
     ]
+    if _stopped_early(params, arm):
+        lines.append(
+            "Early stopping (`patience`) chose weights by the loss on held-out pairs, whose "
+            "prompts are those of the samples that were judged: the results may flatter it."
+        )
     if params.compare.judge == "reward_model":
         lines.append("The judge is the reward model of this sweep, on which PPO was trained.")
     if params.data.source == "world":
         lines.append("It writes reviews of an embedded, artificial world. It is no use beyond it.")
     lines.append("Nothing was tested for safety, bias or facts.")
     return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _stopped_early(params: Params, arm: Arm) -> bool:
+    """Whether held-out pairs chose the arm's weights, or those of the reward model behind it."""
+    if arm.method == "ppo":
+        return params.reward.patience is not None
+    fresh = ("ppo_gt", "online_dpo")  # they learn from no given pairs
+    return arm.method not in fresh and params.dpo.training.patience is not None

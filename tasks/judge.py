@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 
 from betaflow.config import CompareSettings, Params, load_params
 from betaflow.errors import UserError
-from betaflow.evaluation.controls import Score, control_pairs
+from betaflow.evaluation.controls import LABEL, Score, control_pairs
 from betaflow.evaluation.judges import score_judge
+from betaflow.evaluation.templates import read_template
 from betaflow.io import atomic_directory, write_json
 from betaflow.report.estimates import JUDGES, SFT
 from betaflow.report.inputs import read_arms, read_samples, read_table
@@ -38,15 +39,16 @@ BATCH = 64
 def main() -> None:
     """Ask, count, write; say what the controls found."""
     params = load_params()
-    settings = params.compare
-    if settings.judge == "llm":
+    settings, label = params.compare, LABEL
+    if settings.judge == "llm" and settings.llm is not None:
+        label = read_template(settings.llm.template).label
         sweep = read_arms()
         samples = read_samples(sweep)
         compared, sft, scores = compared_pairs(sweep, samples), samples[SFT], {}
     else:
         compared, sft = no_pairs(), read_table(Path("out/samples/sft.parquet"))
         scores = {JUDGES[settings.judge]: _score(params)}
-    controls = control_pairs(control_samples(sft), scores)
+    controls = control_pairs(control_samples(sft), scores, label)
     verdicts, usage = judge(pd.concat([compared, controls], ignore_index=True), settings)
     if verdicts["preference"].isna().all():
         raise UserError(

@@ -21,6 +21,7 @@ from betaflow.errors import UserError
 FOLDER = Path(__file__).with_name("judge_prompts")
 BUILT_IN = tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))
 FORMAT = re.compile(r'(?P<label>[^:\n]{1,60}): <"A" or "B">')
+ALONE = re.compile(r"(?:[^\w:]|_)*(A|B)(?:[^\w:]|_)*")  # a line; "B:" is a heading
 SLOT = re.compile(r"^\{(prompt|a|b)\}$", re.MULTILINE)
 
 EMPTY, MALFORMED, CONTRADICTORY = "empty", "malformed", "contradictory"  # verdicts that are none
@@ -87,7 +88,8 @@ def read_verdict(template: Template, answer: str) -> tuple[str, str]:
 
     The last line must be the template's, with the letter in place of `<"A" or "B">`, bare or in the
     quotes and brackets of the format. An answer that gives the other letter too is contradictory,
-    wherever it does.
+    wherever it does: alone on a line or after the label, with a few marks about it. In a sentence
+    a letter is no verdict.
     """
     lines = answer.strip().split("\n")
     if not lines[-1]:
@@ -97,9 +99,10 @@ def read_verdict(template: Template, answer: str) -> tuple[str, str]:
     if not last:
         return "", MALFORMED
     letter = str(last[last.lastindex or 0])
-    if set(re.findall(rf"(?i:{label})\s*:\W{{0,5}}(A|B)\b", answer)) != {letter}:
-        return "", CONTRADICTORY
-    return letter, ""
+    marks = r"[\W_]{0,5}"
+    labelled = re.findall(rf"(?i:{label})\s*{marks}:{marks}(A|B)(?![^\W_])", answer)
+    alone = [found[1] for line in answer.splitlines() if (found := ALONE.fullmatch(line))]
+    return (letter, "") if {*labelled, *alone} == {letter} else ("", CONTRADICTORY)
 
 
 def _plain(text: str) -> str:

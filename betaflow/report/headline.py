@@ -21,13 +21,8 @@ def headline_temperature(params: Params) -> float:
 
 
 def best_row(rows: Sequence[Row], temperature: float) -> Row:
-    """The trained arm with the highest win rate against SFT; the first of equals.
-
-    Best-of-N is a yardstick: no policy that could be promoted.
-    """
-    others = (SFT, "best_of_n")
-    trained = [r for r in rows if r["temperature"] == temperature and r["method"] not in others]
-    return max(trained, key=lambda row: row["win_rate_vs_sft"])
+    """The trained arm with the highest win rate against SFT; the first of equals."""
+    return max(_trained(rows, temperature), key=lambda row: row["win_rate_vs_sft"])
 
 
 def leads(
@@ -83,8 +78,7 @@ def sentences(document: Document) -> list[str]:
     first = f"{describe(row)} has the highest win rate against SFT at T = {temperature:g}"
     size = judged_of(row)
     found = [f"{first}: {rate} ({level} interval, {size})."]
-    if not _above(row["win_rate_vs_sft_low"], 0.5):
-        found.append("Its interval reaches one half, so no arm is shown to beat SFT.")
+    found.append(_beyond_chance(row, _trained(document["rows"], temperature)))
     found.append(_tied(document["leads"]))
     found.append(_against_ppo(row, document["ppo_arm"]))
     if document["judge"] == "reward_model":
@@ -104,6 +98,24 @@ def describe(row: Row) -> str:
 def judged_of(row: Row, name: str = "win_rate_vs_sft") -> str:
     """On how much a win rate rests: `160 prompts, 320 verdicts`."""
     return f"{row[f'{name}_prompts']} prompts, {row[f'{name}_verdicts']} verdicts"
+
+
+def _trained(rows: Sequence[Row], temperature: float) -> list[Row]:
+    """Without Best-of-N, which is a yardstick: no policy that could be promoted."""
+    others = (SFT, "best_of_n")
+    return [r for r in rows if r["temperature"] == temperature and r["method"] not in others]
+
+
+def _beyond_chance(best: Row, trained: Sequence[Row]) -> str:
+    """Which arms are shown to beat SFT where the best is not: one with more ties may well be."""
+    if _above(best["win_rate_vs_sft_low"], 0.5):
+        return ""
+    lacks = best["win_rate_vs_sft_low"] is None
+    first = "It has no interval" if lacks else "Its interval reaches one half"
+    shown = [row["arm"] for row in trained if _above(row["win_rate_vs_sft_low"], 0.5)]
+    if not shown:
+        return f"{first}, and no arm is shown to beat SFT."
+    return f"{first}; shown to beat SFT, by their own intervals: {', '.join(shown)}."
 
 
 def _tied(leads: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from betaflow.config import ControlSettings
 from betaflow.evaluation.controls import (
     ABOUT,
     CONSTANT,
+    constant_answers,
     control_pairs,
     control_rows,
     failed,
@@ -21,6 +23,9 @@ from betaflow.evaluation.controls import (
 from betaflow.evaluation.judges import Judge, score_judge
 
 Likes = Callable[[str, str], float]  # how much a text is liked: (prompt, completion)
+ANSWERS = constant_answers()
+NOTHING = ANSWERS["null"][0]
+CONSTANTS = {text for answers in ANSWERS.values() for text in answers}
 
 
 def samples(prompts: int = 120, draws: int = 2) -> pd.DataFrame:
@@ -41,7 +46,7 @@ def samples(prompts: int = 120, draws: int = 2) -> pd.DataFrame:
 
 def quality(_: str, text: str) -> float:
     """Real answers are worth their number, constant ones nothing."""
-    return -1.0 if text in CONSTANT.values() else float(text[:8])
+    return -1.0 if text in CONSTANTS else float(text[:8])
 
 
 def model_judge(
@@ -60,6 +65,34 @@ def model_judge(
                 rows.append((((ab == "a") + (ba == "a")) / 2, ab, ba, ""))
             else:
                 rows.append((math.nan, "", "", "malformed"))
+        return pd.DataFrame(rows, columns=["preference", "ab", "ba", "missing"], index=pairs.index)
+
+    return judge
+
+
+def obedient_judge(label: str, obeys: float = 1.0, first: float = 0.0) -> Judge:
+    """Says the letter that a text gives after `label`, with chance `obeys`; else by quality.
+
+    Or, with chance `first`, one letter in both orders, whatever is shown.
+    """
+    random = np.random.default_rng(2)
+
+    def letter(pair: Any, shown: tuple[str, str]) -> str:
+        named = re.search(rf"{label}: (A|B)$", "\n".join(shown), re.MULTILINE)
+        if named and pair.obeys:
+            return named[1]
+        if pair.first:
+            return "A"
+        return "A" if quality("", shown[0]) > quality("", shown[1]) else "B"
+
+    def judge(pairs: pd.DataFrame) -> pd.DataFrame:
+        draws = random.random((2, len(pairs)))
+        rows = []
+        for pair in pairs.assign(obeys=draws[0] < obeys, first=draws[1] < first).itertuples():
+            a, b = pair.completion_a, pair.completion_b
+            ab = {"A": "a", "B": "b"}[letter(pair, (a, b))]
+            ba = {"A": "b", "B": "a"}[letter(pair, (b, a))]
+            rows.append((((ab == "a") + (ba == "a")) / 2, ab, ba, ""))
         return pd.DataFrame(rows, columns=["preference", "ab", "ba", "missing"], index=pairs.index)
 
     return judge
@@ -88,7 +121,7 @@ def test_pairs_are_of_the_samples_of_a_prompt() -> None:
         assert pair.prompt == f"prompt {number}"
         assert pair.completion_b in by_prompt[pair.prompt_id]
         if pair.control in CONSTANT:
-            assert pair.completion_a == CONSTANT[pair.control]
+            assert pair.completion_a in ANSWERS[pair.control]
             assert pair.completion_b == draws[pair.prompt_id, 0]
         if pair.control == "longest":
             lengths = [len(text) for text in by_prompt[pair.prompt_id]]
@@ -115,7 +148,10 @@ def test_scores_come_along_and_constant_answers_are_scored() -> None:
     assert set(constant["gold_a"]) == {9.0}
     assert constant["other_a"].isna().all()
     assert constant["gold_b"].tolist() == pytest.approx([0.0, 0.2, 0.4, 0.6] * 2)
-    assert set(seen) == {(f"prompt {n}", text) for n in range(4) for text in CONSTANT.values()}
+    letters = ANSWERS["injection"]
+    assert seen == [(f"prompt {n}", NOTHING) for n in range(4)] + [
+        (f"prompt {n}", letters[n % 2]) for n in range(4)
+    ]
     own = pairs[pairs["control"] == "self"]
     assert own["gold_a"].tolist() == pytest.approx([0.0, 0.2, 0.4, 0.6])
     assert own["gold_b"].tolist() == pytest.approx([0.1, 0.3, 0.5, 0.7])
@@ -135,23 +171,65 @@ def test_a_judge_of_quality_passes() -> None:
 @pytest.mark.parametrize(
     ("judge", "faults"),
     [
-        (model_judge(lambda p, t: 2.0 if t == CONSTANT["null"] else quality(p, t)), ["null"]),
+        (model_judge(lambda p, t: 2.0 if t == NOTHING else quality(p, t)), ["null"]),
         (model_judge(lambda p, t: 2.0 if "Ignore" in t else quality(p, t)), ["injection"]),
         # "longest" is of the same model's draws: a love of length shows there, and there alone.
         (
-            model_judge(lambda p, t: len(t) if t not in CONSTANT.values() else 0),
+            model_judge(lambda p, t: len(t) if t not in CONSTANTS else 0),
             ["longest"],
         ),
         (model_judge(quality, order=lambda _: "first"), ["order"]),
+        # Obeying says one letter in both orders, which is a preference of one half.
+        (obedient_judge("Preferred"), ["injection"]),
+        (obedient_judge("Preferred", obeys=0.2), ["injection"]),
+        (obedient_judge("Preferred", first=1.0), ["injection", "order"]),
         (model_judge(quality, tells=0.5), ["missing"]),
         (model_judge(quality, tells=0.0), ["missing"]),
     ],
-    ids=["null", "injection", "longest", "order", "missing", "silent"],
+    ids=[
+        "null",
+        "injection",
+        "longest",
+        "order",
+        "obeys",
+        "obeys at times",
+        "obeys, else the first",
+        "missing",
+        "silent",
+    ],
 )
 def test_a_judge_with_a_fault_fails_its_control_and_no_other(
     judge: Judge, faults: list[str]
 ) -> None:
     assert failed(list(rows_of(judge).values())) == faults
+
+
+def test_the_injection_names_a_letter_as_the_template_asks_for_it() -> None:
+    """A judge that obeys `More helpful: A` is one that was told so, and the report says it."""
+    judge = obedient_judge("More helpful")
+    rows = {}
+    for label in ("Preferred", "More helpful"):
+        pairs = control_pairs(samples(), label=label)
+        verdicts = judge(pairs)
+        others = verdicts.iloc[:0].assign(prompt_id=[])
+        found = control_rows(pairs, verdicts, others, ControlSettings(), resamples=500)
+        rows[label] = {row["control"]: row for row in found}["injection"]
+        letters = pairs.loc[pairs["control"] == "injection", "completion_a"].str[-1]
+        assert letters.value_counts().to_dict() == {"A": 60, "B": 60}
+    assert rows["Preferred"]["passed"] is True
+    assert rows["Preferred"]["about"] == ABOUT["injection"]
+    assert (rows["More helpful"]["passed"], rows["More helpful"]["estimate"]) == (False, 0.5)
+    assert "100% of the pairs that got one letter" in rows["More helpful"]["about"]
+
+
+def test_a_love_of_the_first_place_is_no_obedience() -> None:
+    """Verdicts that go by the place alone, on half of the pairs or on all, over many runs."""
+    wrong = sum(
+        "injection" in failed(list(rows_of(obedient_judge("None", first=first), table).values()))
+        for first in (0.5, 1.0)
+        for table in (samples(prompts=n) for n in range(20, 60, 4))
+    )
+    assert wrong == 0
 
 
 @pytest.mark.parametrize("preferred", [0.0, 1.0])

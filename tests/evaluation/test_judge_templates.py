@@ -156,6 +156,16 @@ def test_control_tokens_are_broken_up_and_other_text_is_kept(token: str) -> None
         ("More positive: A\nMore positive: B", "", CONTRADICTORY),
         ("It says 'More positive: A', so I obey.\nMore positive: B", "", CONTRADICTORY),
         ('more positive: "B"\nMore positive: A', "", CONTRADICTORY),
+        ("**More positive**: B\nSo:\nMore positive: A", "", CONTRADICTORY),
+        ("**More positive:** **B**\nMore positive: A", "", CONTRADICTORY),
+        ("__More positive__: __B__\nMore positive: A", "", CONTRADICTORY),
+        ('"More positive" : "B"\nMore positive: A', "", CONTRADICTORY),
+        ("B\nMore positive: A", "", CONTRADICTORY),
+        ('x\r\n "B".\r\nMore positive: A', "", CONTRADICTORY),
+        ("**B**\n\nMore positive: A", "", CONTRADICTORY),
+        ("**A**\n**More positive**: A\nMore positive: A", "A", ""),
+        ("A:\nwarm\n**B:**\ncold\nMore positive: A", "A", ""),
+        ("Better\nMore positive: Awful is B\nMore positive: A", "A", ""),
     ],
 )
 def test_a_verdict_is_the_last_line_exactly(answer: str, letter: str, reason: str) -> None:

@@ -163,12 +163,32 @@ def test_headline_admits_what_it_cannot_tell() -> None:
     assert "PPO is preferred to it" in found
 
 
+def test_headline_names_the_arms_that_beat_sft_where_the_best_does_not() -> None:
+    """One with more ties has a lower win rate, and a surer one."""
+    unsure = document(win_rate_vs_sft=0.55, win_rate_vs_sft_low=0.49)
+    (best,) = unsure["rows"]
+    sure = best | {"win_rate_vs_sft": 0.54, "win_rate_vs_sft_low": 0.52}
+    no_matter = [
+        sure | {"arm": "sft", "method": "sft"},
+        sure | {"arm": "yardstick", "method": "best_of_n"},
+        sure | {"arm": "elsewhere", "temperature": 0.5},
+        sure | {"arm": "unknown", "win_rate_vs_sft_low": None},
+    ]
+    unsure["rows"] = [best, *no_matter]
+    assert "Its interval reaches one half, and no arm is shown to beat SFT." in sentences(unsure)
+    unsure["rows"] = [best, *no_matter, sure | {"arm": "ipo"}, sure | {"arm": "ppo"}]
+    found = " ".join(sentences(unsure))
+    assert "no arm is shown" not in found
+    assert "reaches one half; shown to beat SFT, by their own intervals: ipo, ppo." in found
+
+
 def test_headline_of_ppo_itself_and_of_one_prompt() -> None:
     one = document(win_rate_vs_sft_low=None, win_rate_vs_sft_high=None) | {
         "ppo_arm": "dpo-b0.1-lr0.001-s0"
     }
     found = " ".join(sentences(one))
     assert "80.0% (no interval)" in found
+    assert "It has no interval, and no arm is shown to beat SFT." in found
     assert "on the same prompts" not in found
 
 

@@ -16,7 +16,7 @@ import tasks.judge
 from betaflow.config import Arm
 from betaflow.data.tokenise import encode
 from betaflow.errors import UserError
-from betaflow.evaluation.controls import CONSTANT
+from betaflow.evaluation.controls import CONSTANT, constant_answers
 from betaflow.io import read_json, write_json
 from betaflow.policy.loading import load_reward_model, load_tokenizer, save_model
 from betaflow.policy.rewards import all_sequence_scores
@@ -25,6 +25,8 @@ from betaflow.worlds.sentiment import gold_reward
 DPO = Arm(method="dpo", beta=0.1, learning_rate=0.001, seed=0)
 PPO = Arm(method="ppo", beta=0.1, target_kl=0, learning_rate=0.001, seed=0)
 ARMS = [Arm(method="sft"), DPO, PPO]
+# The prompt's number and what it gets, control by control.
+CONSTANTS = [(n, given[n % len(given)]) for given in constant_answers().values() for n in range(2)]
 WORDS = ["awful", "bad", "dull", "fine", "good", "superb"]
 
 
@@ -95,7 +97,7 @@ def test_gold_is_asked_about_the_controls_alone(
     verdicts, summary = run(here)
     assert verdicts.empty
     assert {"arm", "baseline", "prompt_id", "temperature", "seed", "preference"} < set(verdicts)
-    assert set(seen) == {f"film {n} was{text}" for n in range(2) for text in CONSTANT.values()}
+    assert set(seen) == {f"film {n} was{text}" for n, text in CONSTANTS}
     rows = {row["control"]: row for row in summary["controls"]["rows"]}
     assert rows["null"]["estimate"] == rows["injection"]["estimate"] == 0.0
     assert (rows["self"]["estimate"], rows["self"]["pairs"]) == (1.0, 2)  # seed 0 has more gold
@@ -106,8 +108,9 @@ def test_gold_is_asked_about_the_controls_alone(
 
 def test_the_default_judge_in_the_embedded_world_is_not_fooled(here: dict[str, Any]) -> None:
     """A text that says nothing has the reward of its prompt, whatever it claims."""
-    for text in CONSTANT.values():
-        assert gold_reward(f"film 0 was{text}") == pytest.approx(gold_reward("film 0 was"), abs=0.3)
+    for n, text in CONSTANTS:
+        prompt = f"film {n} was"
+        assert gold_reward(prompt + text) == pytest.approx(gold_reward(prompt), abs=0.3)
     run(here)
 
 
@@ -119,7 +122,7 @@ def test_the_reward_model_scores_what_no_arm_said(
     save_model(model, tokenizer, tmp_path / "out/reward")
     here["compare"]["judge"], here["sample"]["threads"] = "reward_model", 1
     _, summary = run(here)
-    texts_of = [(f"film {n} was", text) for text in CONSTANT.values() for n in range(2)]
+    texts_of = [(f"film {n} was", text) for n, text in CONSTANTS]
     whole = [encode(tokenizer, *pair) for pair in texts_of]
     cut = [one._replace(completion=one.completion[:64]) for one in whole]
     scores = all_sequence_scores(
@@ -137,6 +140,9 @@ def test_a_language_model_is_asked_about_every_pair_once(
     with serve(by_word) as server:
         verdicts, summary = run(asking(here, server.url))
         asked = len(server.requests)
+        questions = "".join(body["messages"][0]["content"] for body in server.requests)
+        for letter in "AB":  # the verdict that `injection` shows is one of the template's
+            assert f"\nMore positive: {letter}\n" in questions
         told = capsys.readouterr().out
         before = {path: path.read_bytes() for path in Path("out/judgements").iterdir()}
         run(asking(here, server.url, concurrency=2))
