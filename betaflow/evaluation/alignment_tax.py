@@ -29,8 +29,9 @@ from betaflow.evaluation.paired_tests import (
 
 Array = NDArray[np.float64]
 
-# What lm-eval makes of a corpus's mean log-likelihood (a word, or a byte), in nats.
+# What lm-eval makes of a corpus's mean log-likelihood (a document, a word, or a byte), in nats.
 OF_MEAN_LOGLIKELIHOOD: dict[str, Callable[[Array], Array]] = {
+    "perplexity": lambda mean: np.exp(-mean),
     "word_perplexity": lambda mean: np.exp(-mean),
     "byte_perplexity": lambda mean: np.exp(-mean),
     "bits_per_byte": lambda mean: -mean / log(2),
@@ -86,7 +87,7 @@ def paired_difference(
 
     Args:
         arm, reference: (N,) results, document by document in the same order; (N, 2) of
-            log-likelihood (nats) and weight (words or bytes) for a metric of a whole corpus.
+            log-likelihood (nats) and weight (words, bytes, or 1) for a metric of a whole corpus.
         metric: its name, as lm-eval's.
         resamples, confidence, seed: as in `bootstrap.mean_interval`, over documents.
 

@@ -18,6 +18,7 @@ from betaflow.sampling.engine import Engine, Request
 OWN_TASKS = Path(__file__).parent / "lm_eval_tasks"
 CHUNK = 256
 WHOLE_CORPUS = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # of all documents at once
+PERPLEXITY = "perplexity"  # of a mean over documents of log-likelihoods, which is what rows have
 
 
 def run_harness(
@@ -33,8 +34,9 @@ def run_harness(
         "higher_is_better": {task: {metric: bool}}, "documents": {task: {"hash": hash,
         "results": {metric: [value]}}}}`. A metric without a standard error has none. `documents`
         has every document's own results, which `alignment_tax.task_differences` pairs: numbers, or
-        [log-likelihood, weight] for the metrics of `WHOLE_CORPUS`, in the order of the documents;
-        `hash` is the same for the same documents.
+        [log-likelihood, weight] for `PERPLEXITY` (a weight of 1) and the metrics of `WHOLE_CORPUS`,
+        in the order of the documents; `hash` is the same for the same documents. A metric that is
+        not a number of each document, such as F1, is not among them.
     """
     os.environ["HF_DATASETS_CACHE"] = str(cache)  # read when `datasets` is imported
     import lm_eval
@@ -85,7 +87,9 @@ def _documents(rows: list[dict[str, Any]]) -> dict[str, Any]:
         for metric in row["metrics"]:
             name = metric if row["filter"] == "none" else f"{metric}_{row['filter']}"
             value = row[metric]
-            if metric in WHOLE_CORPUS:
+            if metric == PERPLEXITY:
+                results.setdefault(name, []).append([float(value), 1.0])
+            elif metric in WHOLE_CORPUS:
                 results.setdefault(name, []).append([float(number) for number in value])
             elif isinstance(value, bool | int | float | np.number | np.bool_):
                 results.setdefault(name, []).append(float(value))

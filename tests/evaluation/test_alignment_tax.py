@@ -21,7 +21,7 @@ from betaflow.evaluation import (
     task_differences,
 )
 from betaflow.evaluation.alignment_tax import OF_MEAN_LOGLIKELIHOOD
-from betaflow.evaluation.harness import WHOLE_CORPUS, _tidy
+from betaflow.evaluation.harness import PERPLEXITY, WHOLE_CORPUS, _tidy
 from betaflow.evaluation.paired_tests import student_p_value
 
 
@@ -158,6 +158,16 @@ def test_perplexities_are_of_the_whole_corpus() -> None:
     assert (found.low, found.high) == pytest.approx((min(ends), max(ends)))
 
 
+def test_perplexity_of_targets_is_lm_eval_s_and_lower_where_the_arm_is_surer() -> None:
+    from lm_eval.api.metrics import perplexity
+
+    reference, arm = [-2.0, -4.0, -9.0], [-1.5, -3.0, -9.0]
+    weighted = [[[value, 1.0] for value in side] for side in (arm, reference)]
+    found = paired_difference(*weighted, "perplexity").difference
+    assert found.estimate == pytest.approx(perplexity(arm) - perplexity(reference))
+    assert found.high <= 0
+
+
 def test_what_cannot_be_paired_is_refused() -> None:
     with pytest.raises(ValueError, match="same documents"):
         paired_difference([1.0], [1.0, 0.0], "acc")
@@ -208,6 +218,7 @@ def test_the_harness_keeps_each_document_s_results() -> None:
         "samples": {
             "cloze": [row(1, "acc", 0.0), row(0, "acc", True)],
             "text": [row(0, "word_perplexity", (-3.0, 2)), row(1, "word_perplexity", (-4, 3))],
+            "targets": [row(0, "perplexity", -2.5), row(1, "perplexity", np.float64(-4))],
             "sums": [
                 row(0, "exact_match", np.float64(1), "strict"),
                 row(1, "exact_match", 0, "strict"),
@@ -218,9 +229,10 @@ def test_the_harness_keeps_each_document_s_results() -> None:
     tasks = _tidy(found)["documents"]
     assert tasks["cloze"]["results"] == {"acc": [1.0, 0.0]}
     assert tasks["text"]["results"] == {"word_perplexity": [[-3.0, 2.0], [-4.0, 3.0]]}
+    assert tasks["targets"]["results"] == {"perplexity": [[-2.5, 1.0], [-4.0, 1.0]]}
     assert tasks["sums"]["results"] == {"exact_match_strict": [1.0, 0.0]}
     assert tasks["pairs"]["results"] == {}
-    assert set(WHOLE_CORPUS) == set(OF_MEAN_LOGLIKELIHOOD)
+    assert {*WHOLE_CORPUS, PERPLEXITY} == set(OF_MEAN_LOGLIKELIHOOD)
     assert len({task["hash"] for task in tasks.values()}) == 1
     found["samples"]["cloze"].pop()
     assert _tidy(found)["documents"]["cloze"]["hash"] != tasks["cloze"]["hash"]

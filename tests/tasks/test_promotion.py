@@ -231,6 +231,23 @@ def test_of_the_perplexities_one_is_judged_and_a_rise_is_the_loss(sweep: Params)
         assert found["quiz/bits_per_byte"].found == pytest.approx((1.0 - nats) / math.log(2))
 
 
+def test_a_rise_of_lm_eval_s_perplexity_is_the_loss(sweep: Params) -> None:
+    """Its documents have log-likelihoods, of which a rise is a gain."""
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+
+    def lambada(nats: float) -> dict[str, Any]:
+        results = {"perplexity": [[-nats - n / 100, 1.0] for n in range(50)]}
+        found = {"results": {"quiz": {"perplexity": 1.0}}}
+        found["documents"] = {"quiz": {"hash": "h", "results": results}}
+        return found | {"higher_is_better": {"quiz": {"perplexity": False}}}
+
+    sft = evidence("sft")._replace(benchmark=lambada(1.0))
+    for nats, held in ((0.5, True), (1.5, False)):
+        challenger = evidence(GOOD)._replace(benchmark=lambada(nats))
+        found = {rule.name: rule for rule in rules(sweep, arm, challenger, sft)}
+        assert found["quiz/perplexity"].held is held
+
+
 def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
 
