@@ -36,7 +36,7 @@ def run_harness(
         has every document's own results, which `alignment_tax.task_differences` pairs: numbers, or
         [log-likelihood, weight] for `PERPLEXITY` (a weight of 1) and the metrics of `WHOLE_CORPUS`,
         in the order of the documents; `hash` is the same for the same documents. A metric that is
-        not a number of each document, such as F1, is not among them.
+        not a number of every document, such as F1, is not among them.
     """
     os.environ["HF_DATASETS_CACHE"] = str(cache)  # read when `datasets` is imported
     import lm_eval
@@ -59,12 +59,8 @@ def _tidy(found: Any) -> dict[str, Any]:
     for task, values in found["results"].items():
         kept = results.setdefault(task, {})
         for key, value in values.items():
-            # lm-eval writes "acc,none": the metric and the filter it was read through.
-            metric = key.removesuffix(",none").replace(",", "_").replace("_stderr_none", "_stderr")
-            if "_stderr,none" in key:
-                metric = key.removesuffix("_stderr,none") + "_stderr"
             if isinstance(value, int | float) and not isinstance(value, bool):
-                kept[metric] = float(value)
+                kept[_name(key)] = float(value)
         kept.pop("sample_len", None)
         for metric in WHOLE_CORPUS:
             rows = found["samples"].get(task, [])
@@ -76,6 +72,13 @@ def _tidy(found: Any) -> dict[str, Any]:
         "higher_is_better": {task: dict(v) for task, v in found["higher_is_better"].items()},
         "documents": {task: _documents(rows) for task, rows in found["samples"].items()},
     }
+
+
+def _name(key: str) -> str:
+    """Of lm-eval's "acc_stderr,strict", a metric and the filter it was read through."""
+    metric, _, how = key.partition(",")
+    end = "_stderr" if metric.endswith("_stderr") else ""
+    return metric.removesuffix(end) + (f"_{how}" if how not in ("", "none") else "") + end
 
 
 def _documents(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -94,7 +97,8 @@ def _documents(rows: list[dict[str, Any]]) -> dict[str, Any]:
             elif isinstance(value, bool | int | float | np.number | np.bool_):
                 results.setdefault(name, []).append(float(value))
     joined = hashlib.sha256("".join(hashes.values()).encode())
-    return {"hash": joined.hexdigest(), "results": results}
+    whole = {name: values for name, values in results.items() if len(values) == len(hashes)}
+    return {"hash": joined.hexdigest(), "results": whole}
 
 
 def _ratio_error(rows: list[tuple[float, int]], metric: str) -> float:

@@ -234,8 +234,23 @@ def test_the_harness_keeps_each_document_s_results() -> None:
     assert tasks["pairs"]["results"] == {}
     assert {*WHOLE_CORPUS, PERPLEXITY} == set(OF_MEAN_LOGLIKELIHOOD)
     assert len({task["hash"] for task in tasks.values()}) == 1
+    found["samples"]["sums"].append(row(2, "bleu", 0.5))  # not of every document
+    assert _tidy(found)["documents"]["sums"]["results"] == {}
     found["samples"]["cloze"].pop()
     assert _tidy(found)["documents"]["cloze"]["hash"] != tasks["cloze"]["hash"]
+
+
+def test_the_harness_tells_a_metric_s_error_whatever_the_filter() -> None:
+    told = {
+        "alias": "sums", "sample_len": 3,
+        "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,none": 0.4, "f1_stderr,none": "N/A",
+        "exact_match,strict": 0.7, "exact_match_stderr,strict": 0.2,
+    }  # fmt: skip
+    found = {"results": {"sums": told}, "n-samples": {}, "higher_is_better": {}, "samples": {}}
+    assert _tidy(found)["results"]["sums"] == {
+        "acc": 0.5, "acc_stderr": 0.1, "f1": 0.4,
+        "exact_match_strict": 0.7, "exact_match_strict_stderr": 0.2,
+    }  # fmt: skip
 
 
 def test_the_tax_is_the_mean_loss() -> None:

@@ -288,6 +288,36 @@ def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     assert missing(good, sft) == {"controls"}
 
 
+def test_a_metric_without_results_by_document_does_not_drop_out(sweep: Params) -> None:
+    """Matthews correlation and F1 are of all documents at once: their collapse passed unseen."""
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+
+    def broken(params: Params, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, str]:
+        sides = (evidence(name)._replace(benchmark=one) for name, one in
+                 ((GOOD, ours), ("sft", theirs)))  # fmt: skip
+        return {rule.name: rule.reason for rule in rules(params, arm, *sides) if not rule.held}
+
+    def mixed(f1: float, name: str) -> dict[str, Any]:
+        found = benchmark(name)
+        found["results"]["quiz"] |= {"acc_stderr": 0.04, "f1": f1, "f1_stderr": 0.01}
+        return found
+
+    found = broken(sweep, mixed(0.1, GOOD), mixed(0.9, "sft"))
+    assert set(found) == {"quiz/f1"}
+    assert "no f1 of quiz by document" in found["quiz/f1"]
+    assert "`quiz: null` in promotion.margins" in found["quiz/f1"]
+
+    def cola(results: dict[str, float]) -> dict[str, Any]:
+        documents = {"cola": {"hash": "h", "results": {}}}
+        return {"results": {"cola": results}, "documents": documents}
+
+    only = benchmark_of(sweep, ["cola"])
+    assert set(broken(only, cola({"mcc": 0.0}), cola({"mcc": 0.6}))) == {"cola/mcc"}
+    assert set(broken(only, cola({}), cola({}))) == {"cola/results"}
+    left_out = change(only, margins={"default": 0.1, "cola": None})
+    assert broken(left_out, cola({"mcc": 0.0}), cola({"mcc": 0.6})) == {}
+
+
 def took_of(number: int) -> dict[str, str]:
     """What the judge took, by the tags of the run of a version's arm."""
     client = tracking.client()
