@@ -36,7 +36,8 @@ def run_harness(
         has every document's own results, which `alignment_tax.task_differences` pairs: numbers, or
         [log-likelihood, weight] for `PERPLEXITY` (a weight of 1) and the metrics of `WHOLE_CORPUS`,
         in the order of the documents; `hash` is the same for the same documents. A metric that is
-        not a number of every document, such as F1, is not among them.
+        not a number of every document, such as F1, is not among them. Where some documents have the
+        same `prompt`, `documents[task]` has `clusters`, a label a document, too.
     """
     os.environ["HF_DATASETS_CACHE"] = str(cache)  # read when `datasets` is imported
     import lm_eval
@@ -98,7 +99,22 @@ def _documents(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 results.setdefault(name, []).append(float(value))
     joined = hashlib.sha256("".join(hashes.values()).encode())
     whole = {name: values for name, values in results.items() if len(values) == len(hashes)}
-    return {"hash": joined.hexdigest(), "results": whole}
+    clusters = _clusters(list({row["doc_id"]: row["doc"] for row in rows}.values()))
+    return {"hash": joined.hexdigest(), "results": whole, **clusters}
+
+
+def _clusters(documents: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Documents of one prompt by the number of the prompt, if some are; one of all clusters none.
+
+    A prompt that is the same for every document is an instruction.
+    """
+    prompts = [document.get("prompt") for document in documents]
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        return {}
+    number = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    if not 1 < len(number) < len(prompts):
+        return {}
+    return {"clusters": [number[prompt] for prompt in prompts]}
 
 
 def _ratio_error(rows: list[tuple[float, int]], metric: str) -> float:
