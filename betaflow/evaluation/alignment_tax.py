@@ -172,10 +172,11 @@ def task_differences(
 def alignment_tax(differences: Iterable[Estimate]) -> Estimate:
     """The mean over tasks of what the arm lost: reference less arm, tasks counting equally.
 
-    The tasks are these ones, not a sample of tasks; their documents are independent. The interval
-    is put together from the tasks' own (the MOVER method: Zou and Donner 2008), so that it keeps
-    their skewness: with d_j in [l_j, u_j], sum d_j - sqrt(sum (d_j - l_j)^2) is the lower end of a
-    sum, and in the same way the upper.
+    The tasks are these ones, not a sample of tasks; their documents are independent, and so no two
+    tasks may be of the same (`report.tax.taxes` makes one of such). The interval is put together
+    from the tasks' own (the MOVER method: Zou and Donner 2008), so that it keeps their skewness:
+    with d_j in [l_j, u_j], sum d_j - sqrt(sum (d_j - l_j)^2) is the lower end of a sum, and in the
+    same way the upper.
 
     Args:
         differences: of each task, arm less reference in one unit, such as the share of documents
