@@ -23,6 +23,7 @@ from betaflow.evaluation.promotion import (
     enough_verdicts,
     not_worse,
     simultaneous,
+    unpaired,
     wins,
     within_budget,
 )
@@ -131,7 +132,7 @@ def _kl(params: Params, samples: pd.DataFrame) -> Estimate:
 def _task_rules(
     params: Params, challenger: Mapping[str, Any], champion: Mapping[str, Any]
 ) -> list[Rule]:
-    """A rule for each task and metric that both have by document, or that one of them lacks."""
+    """A rule for each task and metric, of those too that one of them lacks by document, or both."""
     margins = params.promotion.margins or {}
     ours, theirs = (one.get("documents", {}) for one in (challenger, champion))
     # A group of tasks has no documents of its own: its tasks do, under their names.
@@ -146,7 +147,20 @@ def _task_rules(
         for metric, difference in _differences(params, ours.get(task), theirs.get(task)):
             up = better.get(metric, better.get(metric.partition("_")[0], True))
             found.append(not_worse(task, metric, difference, margin, higher_is_better=up))
+        if task in ours and task in theirs:
+            told = [one.get("results", {}).get(task, {}) for one in (challenger, champion)]
+            found += [
+                unpaired(task, metric, margin)
+                for metric in _without_documents(told, [ours[task], theirs[task]])
+            ]
     return found
+
+
+def _without_documents(told: list[Mapping[str, float]], documents: list[Any]) -> list[str]:
+    """The metrics that a task has of all documents at once alone; `results`: it has none."""
+    by_document = {name for one in documents for name in one["results"]}
+    metrics = {name for one in told for name in one if not name.endswith("_stderr")}
+    return sorted(metrics - by_document) or ([] if by_document else ["results"])
 
 
 def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, Estimate | None]]:
@@ -167,6 +181,7 @@ def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, 
                 a,
                 b,
                 metric,
+                ours.get("clusters"),
                 resamples=params.compare.bootstrap,
                 confidence=params.compare.confidence,
                 seed=params.compare.seed,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from math import log, sqrt
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,11 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from betaflow.evaluation.bootstrap import (
     UNKNOWN,
     Estimate,
+    cluster_sums,
     mean_interval,
     percentile_interval,
     resampled_sums,
 )
 from betaflow.evaluation.paired_tests import (
+    clustered_p_value,
     difference_of_shares,
     holm,
     mcnemar,
@@ -29,8 +31,9 @@ from betaflow.evaluation.paired_tests import (
 
 Array = NDArray[np.float64]
 
-# What lm-eval makes of a corpus's mean log-likelihood (a word, or a byte), in nats.
+# What lm-eval makes of a corpus's mean log-likelihood (a document, a word, or a byte), in nats.
 OF_MEAN_LOGLIKELIHOOD: dict[str, Callable[[Array], Array]] = {
+    "perplexity": lambda mean: np.exp(-mean),
     "word_perplexity": lambda mean: np.exp(-mean),
     "byte_perplexity": lambda mean: np.exp(-mean),
     "bits_per_byte": lambda mean: -mean / log(2),
@@ -41,11 +44,12 @@ class Documents(TypedDict):
     """One task's results by document, as `harness.run_harness` returns them.
 
     `hash` is the same for the same documents; `results` has, by metric, what `paired_difference`
-    takes.
+    takes, and `clusters`, where documents are of one prompt, a label each.
     """
 
     hash: str
     results: Mapping[str, ArrayLike]
+    clusters: NotRequired[ArrayLike]
 
 
 class Difference(NamedTuple):
@@ -72,6 +76,7 @@ def paired_difference(
     arm: ArrayLike,
     reference: ArrayLike,
     metric: str,
+    clusters: ArrayLike | None = None,
     *,
     resamples: int = 2000,
     confidence: float = 0.95,
@@ -82,17 +87,19 @@ def paired_difference(
     Results of 0 and 1 have Tango's interval and McNemar's mid-p value. Others have the paired
     bootstrap's interval, and the p-value of difference over standard error by Student's t. The
     metrics of `OF_MEAN_LOGLIKELIHOOD` are of whole corpora: their difference is, too, and documents
-    are resampled.
+    are resampled. Where documents come in clusters, clusters are resampled, and shares have
+    `difference_of_shares`'s interval and `clustered_p_value`.
 
     Args:
         arm, reference: (N,) results, document by document in the same order; (N, 2) of
-            log-likelihood (nats) and weight (words or bytes) for a metric of a whole corpus.
+            log-likelihood (nats) and weight (words, bytes, or 1) for a metric of a whole corpus.
         metric: its name, as lm-eval's.
-        resamples, confidence, seed: as in `bootstrap.mean_interval`, over documents.
+        clusters: (N,) labels, such as prompts; None: every document stands alone.
+        resamples, confidence, seed: as in `bootstrap.mean_interval`.
 
     Returns:
         The difference is NaN without documents, its interval with a single one (of results other
-        than 0 and 1); so is the p-value.
+        than 0 and 1) and with a single cluster; so is the p-value.
 
     Raises:
         ValueError: not as many documents, a result that is not finite, other weights for the
@@ -105,13 +112,17 @@ def paired_difference(
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError(f"a document's {metric} is NaN or infinite")
     if whole is None and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all() and len(a):
-        shares = difference_of_shares(a, b, confidence=confidence)
-        return Difference(shares, mcnemar(a, b).mid_p, len(a))
+        shares = difference_of_shares(a, b, clusters, confidence=confidence)
+        p = mcnemar(a, b).mid_p if clusters is None else clustered_p_value(a, b, clusters)
+        return Difference(shares, p, len(a))
     if whole is None:
-        found = mean_interval(a - b, resamples=resamples, confidence=confidence, seed=seed)
+        found = mean_interval(
+            a - b, clusters, resamples=resamples, confidence=confidence, seed=seed
+        )
     else:
-        found = _of_corpora(a, b, whole, resamples, confidence, seed)
-    return Difference(found, _p_value(found, len(a)), len(a))
+        found = _of_corpora(a, b, clusters, whole, resamples, confidence, seed)
+    drawn = len(a) if clusters is None else len(np.unique(np.asarray(clusters)))
+    return Difference(found, _p_value(found, drawn), len(a))
 
 
 def task_differences(
@@ -143,6 +154,7 @@ def task_differences(
                     ours["results"][metric],
                     theirs["results"][metric],
                     metric,
+                    ours.get("clusters"),
                     resamples=resamples,
                     confidence=confidence,
                     seed=seed,
@@ -160,10 +172,11 @@ def task_differences(
 def alignment_tax(differences: Iterable[Estimate]) -> Estimate:
     """The mean over tasks of what the arm lost: reference less arm, tasks counting equally.
 
-    The tasks are these ones, not a sample of tasks; their documents are independent. The interval
-    is put together from the tasks' own (the MOVER method: Zou and Donner 2008), so that it keeps
-    their skewness: with d_j in [l_j, u_j], sum d_j - sqrt(sum (d_j - l_j)^2) is the lower end of a
-    sum, and in the same way the upper.
+    The tasks are these ones, not a sample of tasks; their documents are independent, and so no two
+    tasks may be of the same (`report.tax.taxes` makes one of such). The interval is put together
+    from the tasks' own (the MOVER method: Zou and Donner 2008), so that it keeps their skewness:
+    with d_j in [l_j, u_j], sum d_j - sqrt(sum (d_j - l_j)^2) is the lower end of a sum, and in the
+    same way the upper.
 
     Args:
         differences: of each task, arm less reference in one unit, such as the share of documents
@@ -189,6 +202,7 @@ def alignment_tax(differences: Iterable[Estimate]) -> Estimate:
 def _of_corpora(
     arm: Array,
     reference: Array,
+    clusters: ArrayLike | None,
     whole: Callable[[Array], Array],
     resamples: int,
     confidence: float,
@@ -198,21 +212,23 @@ def _of_corpora(
         raise ValueError("the documents' words or bytes are not the same on both sides")
     if len(arm) == 0:
         return UNKNOWN
-    columns = [arm[:, 0], reference[:, 0], arm[:, 1]]
+    parts = (arm[:, 0], reference[:, 0], arm[:, 1])
+    columns = [cluster_sums(part, clusters)[0] for part in parts]
 
     def difference(ours: Array, theirs: Array, weight: Array) -> Array:
         return whole(ours / weight) - whole(theirs / weight)
 
     estimate = float(difference(*(column.sum() for column in columns)))
-    if len(arm) == 1:
+    count = len(columns[0])
+    if count == 1:
         return UNKNOWN._replace(estimate=estimate)
     resampled = difference(*resampled_sums(columns, resamples, seed).T)
-    return percentile_interval(estimate, resampled, len(arm), confidence)
+    return percentile_interval(estimate, resampled, count, confidence)
 
 
-def _p_value(found: Estimate, documents: int) -> float:
+def _p_value(found: Estimate, drawn: int) -> float:
     if np.isnan(found.standard_error):
         return float("nan")
     if found.standard_error == 0:  # every document differs by the same
         return 1.0 if found.estimate == 0 else 0.0
-    return student_p_value(found.estimate / found.standard_error, documents - 1)
+    return student_p_value(found.estimate / found.standard_error, drawn - 1)

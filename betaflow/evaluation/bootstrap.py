@@ -102,6 +102,30 @@ def cluster_sums(
     return sums, np.bincount(index, minlength=len(names)).astype(np.float64)
 
 
+def design_effect(values: ArrayLike, clusters: ArrayLike | None) -> float:
+    """How many times the variance of independent values' mean that of clustered ones' is.
+
+    The variance between clusters, which holds however alike their values are (Liang and Zeger
+    1986, for a mean), over that of values drawn alone; N values tell as much as N over this. At
+    least 1. Where nothing can be told (values that are all the same, or a single cluster) it is
+    the largest, of clusters whose values are all alike: sum n^2 / N of their sizes n (Kish 1965).
+
+    Args:
+        values: (N,) finite numbers, one at least.
+        clusters: (N,) labels; None: every value stands alone, and the effect is 1.
+    """
+    if clusters is None:
+        return 1.0
+    numbers = np.asarray(values, dtype=np.float64)
+    sums, sizes = cluster_sums(numbers, clusters)
+    n, count, mean = len(numbers), len(sums), numbers.mean()
+    spread = float(((numbers - mean) ** 2).sum())
+    if count == 1 or spread == 0:
+        return float((sizes**2).sum() / n)
+    between = float(((sums - mean * sizes) ** 2).sum())
+    return max(1.0, between / spread * count / (count - 1) * (n - 1) / n)
+
+
 def prompt_weights(prompts: int, resamples: int, seed: int) -> NDArray[np.float64]:
     """(resamples, prompts) shares of prompts drawn with replacement; `weights @ x` resamples x.
 

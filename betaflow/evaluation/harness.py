@@ -18,6 +18,7 @@ from betaflow.sampling.engine import Engine, Request
 OWN_TASKS = Path(__file__).parent / "lm_eval_tasks"
 CHUNK = 256
 WHOLE_CORPUS = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # of all documents at once
+PERPLEXITY = "perplexity"  # of a mean over documents of log-likelihoods, which is what rows have
 
 
 def run_harness(
@@ -33,8 +34,10 @@ def run_harness(
         "higher_is_better": {task: {metric: bool}}, "documents": {task: {"hash": hash,
         "results": {metric: [value]}}}}`. A metric without a standard error has none. `documents`
         has every document's own results, which `alignment_tax.task_differences` pairs: numbers, or
-        [log-likelihood, weight] for the metrics of `WHOLE_CORPUS`, in the order of the documents;
-        `hash` is the same for the same documents.
+        [log-likelihood, weight] for `PERPLEXITY` (a weight of 1) and the metrics of `WHOLE_CORPUS`,
+        in the order of the documents; `hash` is the same for the same documents. A metric that is
+        not a number of every document, such as F1, is not among them. Where some documents have the
+        same `prompt`, `documents[task]` has `clusters`, a label a document, too.
     """
     os.environ["HF_DATASETS_CACHE"] = str(cache)  # read when `datasets` is imported
     import lm_eval
@@ -57,12 +60,8 @@ def _tidy(found: Any) -> dict[str, Any]:
     for task, values in found["results"].items():
         kept = results.setdefault(task, {})
         for key, value in values.items():
-            # lm-eval writes "acc,none": the metric and the filter it was read through.
-            metric = key.removesuffix(",none").replace(",", "_").replace("_stderr_none", "_stderr")
-            if "_stderr,none" in key:
-                metric = key.removesuffix("_stderr,none") + "_stderr"
             if isinstance(value, int | float) and not isinstance(value, bool):
-                kept[metric] = float(value)
+                kept[_name(key)] = float(value)
         kept.pop("sample_len", None)
         for metric in WHOLE_CORPUS:
             rows = found["samples"].get(task, [])
@@ -76,6 +75,13 @@ def _tidy(found: Any) -> dict[str, Any]:
     }
 
 
+def _name(key: str) -> str:
+    """Of lm-eval's "acc_stderr,strict", a metric and the filter it was read through."""
+    metric, _, how = key.partition(",")
+    end = "_stderr" if metric.endswith("_stderr") else ""
+    return metric.removesuffix(end) + (f"_{how}" if how not in ("", "none") else "") + end
+
+
 def _documents(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One task's results by document, from lm-eval's rows: one a document and filter."""
     rows = sorted(rows, key=lambda row: int(row["doc_id"]))
@@ -85,12 +91,30 @@ def _documents(rows: list[dict[str, Any]]) -> dict[str, Any]:
         for metric in row["metrics"]:
             name = metric if row["filter"] == "none" else f"{metric}_{row['filter']}"
             value = row[metric]
-            if metric in WHOLE_CORPUS:
+            if metric == PERPLEXITY:
+                results.setdefault(name, []).append([float(value), 1.0])
+            elif metric in WHOLE_CORPUS:
                 results.setdefault(name, []).append([float(number) for number in value])
             elif isinstance(value, bool | int | float | np.number | np.bool_):
                 results.setdefault(name, []).append(float(value))
     joined = hashlib.sha256("".join(hashes.values()).encode())
-    return {"hash": joined.hexdigest(), "results": results}
+    whole = {name: values for name, values in results.items() if len(values) == len(hashes)}
+    clusters = _clusters(list({row["doc_id"]: row["doc"] for row in rows}.values()))
+    return {"hash": joined.hexdigest(), "results": whole, **clusters}
+
+
+def _clusters(documents: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Documents of one prompt by the number of the prompt, if some are; one of all clusters none.
+
+    A prompt that is the same for every document is an instruction.
+    """
+    prompts = [document.get("prompt") for document in documents]
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        return {}
+    number = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    if not 1 < len(number) < len(prompts):
+        return {}
+    return {"clusters": [number[prompt] for prompt in prompts]}
 
 
 def _ratio_error(rows: list[tuple[float, int]], metric: str) -> float:

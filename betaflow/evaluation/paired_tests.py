@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from betaflow.evaluation.bootstrap import UNKNOWN, Estimate
+from betaflow.evaluation.bootstrap import UNKNOWN, Estimate, design_effect, student_quantile
 
 Array = NDArray[np.float64]
 
@@ -46,19 +46,54 @@ def mcnemar(arm: ArrayLike, reference: ArrayLike) -> McNemar:
     return McNemar(gained, lost, min(1.0, 2 * tail / 2**differ), (2 * tail - seen) / 2**differ)
 
 
+def clustered_p_value(arm: ArrayLike, reference: ArrayLike, clusters: ArrayLike) -> float:
+    """Two-sided p-value that both get the same share right, of documents in clusters.
+
+    McNemar's score test of as many documents as the design effect leaves (as Eliasziw and Donner
+    1991 adjust it), by Student's t with a degree of freedom less than clusters. It and the ends of
+    `difference_of_shares` agree on a difference of 0.
+
+    Args:
+        arm, reference: (N,) results of 0 or 1 on the same documents.
+        clusters: (N,) labels, such as prompts.
+
+    Returns:
+        1 where no document differs; NaN for fewer than two clusters.
+
+    Raises:
+        ValueError: as `mcnemar`.
+    """
+    a, b = right_or_wrong(arm, reference)
+    count, differ = len(np.unique(np.asarray(clusters))), float((a != b).sum())
+    if count < 2:
+        return float("nan")
+    if differ == 0:
+        return 1.0
+    ratio = float((a - b).sum()) / sqrt(differ * design_effect(a - b, clusters))
+    return student_p_value(ratio, count - 1)
+
+
 def difference_of_shares(
-    arm: ArrayLike, reference: ArrayLike, *, confidence: float = 0.95
+    arm: ArrayLike,
+    reference: ArrayLike,
+    clusters: ArrayLike | None = None,
+    *,
+    confidence: float = 0.95,
 ) -> Estimate:
     """The arm's share of documents right less the reference's, with Tango's score interval (1998).
 
     The interval has the differences that a score test does not reject; at 0 that test is McNemar's.
-    It holds its level where few documents differ, and has a width where none does.
+    It holds its level where few documents differ, and has a width where none does, which a
+    bootstrap's has not. Of documents in clusters it is the interval of as many documents as the
+    design effect leaves, by Student's quantile.
 
     Args:
         arm, reference: (N,) results of 0 or 1 on the same documents.
+        clusters: (N,) labels, such as prompts; None: every document stands alone.
 
     Returns:
-        Difference, its standard error, low, high. NaN without documents.
+        Difference, its standard error, low, high. NaN without documents; with a single cluster
+        the difference alone is known.
 
     Raises:
         ValueError: as `mcnemar`.
@@ -69,10 +104,16 @@ def difference_of_shares(
         return UNKNOWN
     gained, lost = float(((a == 1) & (b == 0)).sum()), float(((a == 0) & (b == 1)).sum())
     difference = (gained - lost) / n
-    error = sqrt(gained + lost - (gained - lost) ** 2 / n) / n
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    high = _tango_high(gained, lost, n, z)
-    low = -_tango_high(lost, gained, n, z)
+    if clusters is not None:
+        count = len(np.unique(np.asarray(clusters)))
+        if count == 1:
+            return UNKNOWN._replace(estimate=difference)
+        z = student_quantile((1 + confidence) / 2, count - 1)
+    effect = design_effect(a - b, clusters)
+    error = sqrt((gained + lost - (gained - lost) ** 2 / n) * effect) / n
+    high = _tango_high(gained / effect, lost / effect, n / effect, z)
+    low = -_tango_high(lost / effect, gained / effect, n / effect, z)
     return Estimate(difference, error, low, high)
 
 
@@ -112,7 +153,7 @@ def right_or_wrong(arm: ArrayLike, reference: ArrayLike) -> tuple[Array, Array]:
     return a, b
 
 
-def _tango_high(gained: float, lost: float, n: int, z: float) -> float:
+def _tango_high(gained: float, lost: float, n: float, z: float) -> float:
     """The largest difference that Tango's score test does not reject, by bisection."""
 
     def statistic(difference: float) -> float:

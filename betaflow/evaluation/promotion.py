@@ -88,6 +88,22 @@ def not_worse(
     return Rule(name, False, worst, -margin, f"{shown}: a loss of {margin:g} is not ruled out.")
 
 
+def unpaired(task: str, metric: str, margin: float) -> Rule:
+    """Non-inferiority by a metric of all documents at once, such as F1: nothing to pair.
+
+    It does not hold, as no loss is ruled out.
+
+    Args:
+        metric: its name, or `results` where the task has none at all.
+        margin: as in `not_worse`.
+    """
+    why = (
+        f"lm-eval gives no {metric} of {task} by document, so that no loss can be ruled out; "
+        f"`{task}: null` in promotion.margins leaves the task out"
+    )
+    return _missing(f"{task}/{metric}", -margin, why)
+
+
 def within_budget(kl: Estimate | None, budget: float) -> Rule:
     """The upper end of the sequence KL from the reference is within a budget, in nats."""
     if kl is None or not _known(kl):

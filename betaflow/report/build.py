@@ -161,8 +161,11 @@ def _power(
 
 def _reward_model(out: Path, confidence: float) -> dict[str, Any] | None:
     """The reward model's calibration on held-out pairs; None where there are none."""
-    margins = pd.read_parquet(out / "reward" / "held_out.parquet")["margin"]
-    return calibration(margins, confidence=confidence) if len(margins) else None
+    found = pd.read_parquet(out / "reward" / "held_out.parquet")
+    prompts = {row["id"]: row["prompt"] for row in read_jsonl(out / "pairs" / "eval.jsonl")}
+    if not len(found):
+        return None
+    return calibration(found["margin"], found["id"].map(prompts), confidence=confidence)
 
 
 def with_fractions(rows: Sequence[Row], arms: Sequence[Row]) -> list[Row]:

@@ -33,7 +33,8 @@ def taxes(benchmarks: Benchmarks, settings: CompareSettings) -> dict[str, Any]:
         `adjusted` one over all rows, and the number of `documents`. `taxed`: the tasks, with the
         metric of each, that the tax is the mean loss of: those whose documents have results from 0
         to 1, the first such metric by name, without what alignment trains for. `arms`: of each its
-        `alignment_tax`. All empty where no documents were kept.
+        `alignment_tax`; tasks of the same documents count as one. All empty where no documents were
+        kept.
 
     Raises:
         UserError: an arm was benchmarked on other documents than SFT, or a result is not finite.
@@ -52,11 +53,12 @@ def taxes(benchmarks: Benchmarks, settings: CompareSettings) -> dict[str, Any]:
         raise UserError(f"{error}; delete out/benchmark and run again") from None
     taxed = _taxed(documents[SFT])
     better = benchmarks[SFT].get("higher_is_better", {})
+    hashes = {task: about["hash"] for task, about in documents[SFT].items()}
     return {
         "rows": [_row(one) for one in found],
         "taxed": [{"task": task, "metric": metric} for task, metric in taxed.items()],
         "arms": [
-            {"arm": name, **spread("alignment_tax", _tax(found, name, taxed, better))}
+            {"arm": name, **spread("alignment_tax", _tax(found, name, taxed, better, hashes))}
             for name in others
             if taxed and any(one.arm == name for one in found)
         ],
@@ -83,14 +85,19 @@ def _tax(
     arm: str,
     taxed: Mapping[str, str],
     better: Mapping[str, Mapping[str, bool]],
+    hashes: Mapping[str, str],
 ) -> Estimate:
-    own = [one for one in found if one.arm == arm and taxed.get(one.task) == one.metric]
-    return alignment_tax(
-        one.difference
-        if better.get(one.task, {}).get(one.metric, True)
-        else _negative(one.difference)
-        for one in own
-    )
+    """`alignment_tax`, which asks for independent tasks: those of the same documents are one.
+
+    Its ends are the means of theirs, which hold however alike the tasks' results are.
+    """
+    same: dict[str, list[Estimate]] = {}
+    for one in found:
+        if one.arm == arm and taxed.get(one.task) == one.metric:
+            up = better.get(one.task, {}).get(one.metric, True)
+            own = one.difference if up else _negative(one.difference)
+            same.setdefault(hashes[one.task], []).append(own)
+    return alignment_tax(Estimate(*np.mean(tasks, axis=0).tolist()) for tasks in same.values())
 
 
 def _negative(found: Estimate) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cache
 from itertools import product
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ from betaflow.evaluation import (
     task_differences,
 )
 from betaflow.evaluation.alignment_tax import OF_MEAN_LOGLIKELIHOOD
-from betaflow.evaluation.harness import WHOLE_CORPUS, _tidy
-from betaflow.evaluation.paired_tests import student_p_value
+from betaflow.evaluation.harness import PERPLEXITY, WHOLE_CORPUS, _tidy
+from betaflow.evaluation.paired_tests import clustered_p_value, student_p_value
 
 
 def results(both: int, gained: int, lost: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -158,6 +159,55 @@ def test_perplexities_are_of_the_whole_corpus() -> None:
     assert (found.low, found.high) == pytest.approx((min(ends), max(ends)))
 
 
+def test_perplexity_of_targets_is_lm_eval_s_and_lower_where_the_arm_is_surer() -> None:
+    from lm_eval.api.metrics import perplexity
+
+    reference, arm = [-2.0, -4.0, -9.0], [-1.5, -3.0, -9.0]
+    weighted = [[[value, 1.0] for value in side] for side in (arm, reference)]
+    found = paired_difference(*weighted, "perplexity").difference
+    assert found.estimate == pytest.approx(perplexity(arm) - perplexity(reference))
+    assert found.high <= 0
+
+
+def test_copies_of_a_document_tell_nothing_more() -> None:
+    """Three documents a prompt, all alike, give what the prompts' own give."""
+    arm, reference = results(20, 3, 12, 15)
+    prompts = np.repeat(np.arange(50), 3)
+    copies = np.repeat(arm, 3), np.repeat(reference, 3)
+    found = paired_difference(*copies, "acc", prompts)
+    once = paired_difference(arm, reference, "acc", np.arange(50))
+    assert found.difference == pytest.approx(once.difference, abs=0.005)
+    assert found.p_value == pytest.approx(once.p_value, rel=0.05)
+    assert (found.documents, once.documents) == (150, 50)
+    # Documents of their own have the score test by t instead of the mid-p value by z.
+    assert once.difference == pytest.approx(difference_of_shares(arm, reference), abs=0.01)
+    assert once.p_value == pytest.approx(mcnemar(arm, reference).mid_p, abs=0.01)
+    assert found.p_value > 2 * paired_difference(*copies, "acc").p_value
+    # None differs: a width as of 50 documents, not of 150, nor none.
+    same = paired_difference(copies[0], copies[0], "acc", prompts)
+    assert same.difference == pytest.approx(
+        paired_difference(arm, arm, "acc", np.arange(50)).difference
+    )
+    assert same.p_value == 1
+    alone = paired_difference([1, 0], [0, 0], "acc", [7, 7])
+    assert alone.difference.estimate == 0.5
+    assert all(map(math.isnan, (*alone.difference[1:], alone.p_value)))
+
+
+@pytest.mark.parametrize("metric", ["f1", "word_perplexity"])
+def test_clusters_are_resampled_whole(metric: str) -> None:
+    random = np.random.default_rng(4)
+    arm, reference = -1 - random.random((2, 40))
+    if metric != "f1":
+        words = random.integers(1, 9, 40)
+        arm, reference = (np.stack([side * words, words], axis=1) for side in (arm, reference))
+    copies = np.repeat(arm, 3, axis=0), np.repeat(reference, 3, axis=0)
+    found = paired_difference(*copies, metric, np.repeat(np.arange(40), 3))
+    once = paired_difference(arm, reference, metric)
+    assert found.difference == pytest.approx(once.difference)
+    assert found.p_value == pytest.approx(once.p_value)
+
+
 def test_what_cannot_be_paired_is_refused() -> None:
     with pytest.raises(ValueError, match="same documents"):
         paired_difference([1.0], [1.0, 0.0], "acc")
@@ -192,13 +242,18 @@ def test_differences_of_all_arms_and_tasks_are_corrected_together() -> None:
     with pytest.raises(ValueError, match="dpo was run on other documents of facts"):
         task_differences({"dpo": other}, reference)
     assert task_differences({}, reference) == []
+    for one in (reference, arms["dpo"]):
+        one["facts"]["clusters"] = [n // 2 for n in range(100)]
+    (clustered, *_) = task_differences({"dpo": arms["dpo"]}, reference)
+    assert clustered.p_value == clustered_p_value(*worse, reference["facts"]["clusters"])
+    assert clustered.p_value > rows[0].p_value
 
 
 def test_the_harness_keeps_each_document_s_results() -> None:
     """Rows as lm-eval 0.4.13 returns them: one a document and filter, in no fixed order."""
 
     def row(document: int, name: str, value: object, how: str = "none") -> dict:
-        about = {"doc_id": document, "doc_hash": f"hash{document}", "filter": how}
+        about = {"doc_id": document, "doc_hash": f"hash{document}", "filter": how, "doc": {}}
         return about | {"metrics": [name], name: value}
 
     found = {
@@ -208,6 +263,7 @@ def test_the_harness_keeps_each_document_s_results() -> None:
         "samples": {
             "cloze": [row(1, "acc", 0.0), row(0, "acc", True)],
             "text": [row(0, "word_perplexity", (-3.0, 2)), row(1, "word_perplexity", (-4, 3))],
+            "targets": [row(0, "perplexity", -2.5), row(1, "perplexity", np.float64(-4))],
             "sums": [
                 row(0, "exact_match", np.float64(1), "strict"),
                 row(1, "exact_match", 0, "strict"),
@@ -218,12 +274,52 @@ def test_the_harness_keeps_each_document_s_results() -> None:
     tasks = _tidy(found)["documents"]
     assert tasks["cloze"]["results"] == {"acc": [1.0, 0.0]}
     assert tasks["text"]["results"] == {"word_perplexity": [[-3.0, 2.0], [-4.0, 3.0]]}
+    assert tasks["targets"]["results"] == {"perplexity": [[-2.5, 1.0], [-4.0, 1.0]]}
     assert tasks["sums"]["results"] == {"exact_match_strict": [1.0, 0.0]}
     assert tasks["pairs"]["results"] == {}
-    assert set(WHOLE_CORPUS) == set(OF_MEAN_LOGLIKELIHOOD)
+    assert {*WHOLE_CORPUS, PERPLEXITY} == set(OF_MEAN_LOGLIKELIHOOD)
     assert len({task["hash"] for task in tasks.values()}) == 1
+    found["samples"]["sums"].append(row(2, "bleu", 0.5))  # not of every document
+    assert _tidy(found)["documents"]["sums"]["results"] == {}
     found["samples"]["cloze"].pop()
     assert _tidy(found)["documents"]["cloze"]["hash"] != tasks["cloze"]["hash"]
+
+
+def test_the_harness_tells_a_metric_s_error_whatever_the_filter() -> None:
+    told = {
+        "alias": "sums", "sample_len": 3,
+        "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,none": 0.4, "f1_stderr,none": "N/A",
+        "exact_match,strict": 0.7, "exact_match_stderr,strict": 0.2,
+    }  # fmt: skip
+    found = {"results": {"sums": told}, "n-samples": {}, "higher_is_better": {}, "samples": {}}
+    assert _tidy(found)["results"]["sums"] == {
+        "acc": 0.5, "acc_stderr": 0.1, "f1": 0.4,
+        "exact_match_strict": 0.7, "exact_match_strict_stderr": 0.2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prompts", "clusters"),
+    [
+        (["a", "b", "a", "c"], [0, 1, 0, 2]),
+        (["a", "b", "c", "d"], None),
+        (["a", "a", "a", "a"], None),  # an instruction
+        (["a", "a", None, "b"], None),
+    ],
+)
+def test_the_harness_keeps_which_documents_are_of_one_prompt(
+    prompts: list[str | None], clusters: list[int] | None
+) -> None:
+    rows = [
+        {"doc_id": place, "doc_hash": f"{place}", "filter": how, "doc": {"prompt": prompt}}
+        | {"metrics": ["acc"], "acc": 1.0}
+        for place, prompt in reversed(list(enumerate(prompts)))
+        for how in ("none", "strict")
+    ]
+    found = {"results": {}, "n-samples": {}, "higher_is_better": {}, "samples": {"pairs": rows}}
+    kept = _tidy(found)["documents"]["pairs"]
+    assert kept.get("clusters") == clusters
+    assert len(kept["results"]["acc"]) == 4
 
 
 def test_the_tax_is_the_mean_loss() -> None:
@@ -257,6 +353,33 @@ def test_coverage_of_the_interval_of_a_difference_of_shares(
     found = [shares(g, w, size) for g, w in zip(gained.tolist(), lost.tolist(), strict=True)]
     covered = np.mean([one.low <= after - before <= one.high for one in found])
     assert 0.93 <= covered <= 0.97
+
+
+@pytest.mark.parametrize(
+    "prompts, pairs, before, after", [(60, 4, 0.6, 0.6), (60, 4, 0.95, 0.93), (250, 2, 0.6, 0.5)]
+)
+def test_coverage_where_several_documents_are_of_one_prompt(
+    prompts: int, pairs: int, before: float, after: float
+) -> None:
+    """500 experiments: an arm gains or loses whole prompts rather than single pairs of them."""
+    random, clusters = np.random.default_rng(6), np.repeat(np.arange(prompts), pairs)
+    covered = naive = rejected = 0
+    for _ in range(500):
+        # Each side's result is of the prompt as much as of the pair, and of both sides alike.
+        shared = random.normal(size=(prompts, 1, 1)) + random.normal(size=(prompts, 1, 2))
+        mixed = (shared + random.normal(size=(prompts, pairs, 1)) * math.sqrt(2)) / 2
+        normal = NormalDist()
+        right = mixed < [normal.inv_cdf(after), normal.inv_cdf(before)]
+        arm, reference = right.reshape(-1, 2).T.astype(float)
+        found = paired_difference(arm, reference, "acc", clusters)
+        covered += found.difference.low <= after - before <= found.difference.high
+        rejected += found.p_value < 0.05
+        alone = difference_of_shares(arm, reference)
+        naive += alone.low <= after - before <= alone.high
+    assert 0.93 <= covered / 500 <= 0.98
+    assert naive / 500 < 0.93
+    if before == after:
+        assert 0.02 <= rejected / 500 <= 0.07
 
 
 def test_coverage_of_the_tax() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from betaflow.evaluation import bootstrap
 from betaflow.evaluation.bootstrap import (
+    design_effect,
     mean_interval,
     prompt_weights,
     resampled_sums,
@@ -29,6 +30,18 @@ def test_standard_error_is_the_clusters_own() -> None:
     doubled = mean_interval(np.repeat(values, 2), np.repeat(np.arange(100), 2), resamples=20000)
     assert single.standard_error == pytest.approx(values.std(ddof=1) / 10, rel=0.02)
     assert doubled == pytest.approx(single)
+
+
+def test_design_effect_by_hand() -> None:
+    # Means of clusters 1/2 and 0 around 1/4: (1/2)^2 + (1/2)^2 over 3/4, by 2/1 and 3/4.
+    assert design_effect([1, 0, 0, 0], ["a", "a", "b", "b"]) == pytest.approx(0.5 / 0.75 * 1.5)
+    assert design_effect([1, 1, 0, 0], ["a", "a", "b", "b"]) == pytest.approx(2 / 1 * 1.5)
+    assert design_effect([1, 0, 1, 0], ["a", "a", "b", "b"]) == 1
+    assert design_effect([1, 0, 1, 1], None) == 1
+    assert design_effect([1, 0, 1, 1], [4, 3, 2, 1]) == pytest.approx(1)
+    # Nothing to tell it by: as if clusters were alike within.
+    assert design_effect([1, 1, 1, 1], ["a", "a", "a", "b"]) == (9 + 1) / 4
+    assert design_effect([1, 0, 1, 0], ["a"] * 4) == 4
 
 
 def test_same_arguments_same_bits_and_order_of_rows_does_not_matter() -> None:

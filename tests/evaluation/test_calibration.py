@@ -44,6 +44,21 @@ def test_labels_drawn_from_the_model_s_own_margins_are_calibrated(temperature: f
         assert found["expected_calibration_error"] > 0.1
 
 
+def test_pairs_of_one_prompt_are_one_cluster() -> None:
+    """Copies of a pair leave the figures and, but for few clusters, the intervals as they are."""
+    margins = np.random.default_rng(1).normal(0.5, 1.0, 400)
+    once = calibration(margins)
+    prompts = np.repeat(np.arange(400), 3)
+    found = calibration(np.repeat(margins, 3), prompts)
+    assert found["pairs"] == 1200
+    assert found["accuracy"] == pytest.approx(once["accuracy"])
+    assert (found["low"], found["high"]) == pytest.approx((once["low"], once["high"]), abs=1e-3)
+    for clustered, own in zip(found["bins"], once["bins"], strict=True):
+        assert clustered["low"] == pytest.approx(own["low"], abs=0.01)
+    assert calibration(np.repeat(margins, 3))["low"] > found["low"] + 0.01
+    assert calibration(margins, np.arange(400))["low"] == pytest.approx(once["low"])
+
+
 @pytest.mark.parametrize("margins", [[], [1.0, float("nan")], [[1.0]]])
 def test_what_has_no_answer_is_refused(margins: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):

@@ -180,7 +180,10 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         for stage, flops in (("reward", 6e12), ("reference", 2e12)):
             write_json(out / stage / "summary.json", {"train_flops": flops})
         margins = np.random.default_rng(0).normal(0.5, 1.0, held_out)
-        pd.DataFrame({"id": "x", "margin": margins}).to_parquet(out / "reward/held_out.parquet")
+        pairs = [{"id": f"{n}", "prompt": f"{n // 2}"} for n in range(held_out)]  # two a prompt
+        write_jsonl(out / "pairs/eval.jsonl", pairs)
+        table = pd.DataFrame({"id": [pair["id"] for pair in pairs], "margin": margins})
+        table.to_parquet(out / "reward/held_out.parquet")
         write_frontier_files(params, out, draws)
         write_judgements(params, out)
         write_json(out / "data/statistics.json", {"kept": {"sft_train": 16000}})

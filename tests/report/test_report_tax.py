@@ -115,6 +115,23 @@ def test_the_tax_is_the_mean_loss_without_what_alignment_trains_for() -> None:
     assert tax["alignment_tax_low"] < 0.25 < tax["alignment_tax_high"]
 
 
+def test_tasks_of_the_same_documents_count_as_one() -> None:
+    """Read twice, a task is not two independent ones: neither surer, nor of more weight."""
+    twice = {
+        name: {
+            **found,
+            "higher_is_better": {**found["higher_is_better"], "again": {"acc": True}},
+            "documents": {**found["documents"], "again": found["documents"]["cloze"]},
+        }
+        for name, found in BENCHMARKS.items()
+    }
+    found = taxes(twice, SETTINGS)
+    assert [one["task"] for one in found["taxed"]] == ["again", "cloze", "errors"]
+    ends = ("alignment_tax", "alignment_tax_low", "alignment_tax_high")
+    (tax,), (once,) = found["arms"], taxes(BENCHMARKS, SETTINGS)["arms"]
+    assert [tax[end] for end in ends] == pytest.approx([once[end] for end in ends])
+
+
 def test_columns_of_the_table() -> None:
     sft, arm = document(BENCHMARKS)["rows"][::2]
     assert sft["alignment_tax"] is None

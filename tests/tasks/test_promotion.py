@@ -231,6 +231,23 @@ def test_of_the_perplexities_one_is_judged_and_a_rise_is_the_loss(sweep: Params)
         assert found["quiz/bits_per_byte"].found == pytest.approx((1.0 - nats) / math.log(2))
 
 
+def test_a_rise_of_lm_eval_s_perplexity_is_the_loss(sweep: Params) -> None:
+    """Its documents have log-likelihoods, of which a rise is a gain."""
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+
+    def lambada(nats: float) -> dict[str, Any]:
+        results = {"perplexity": [[-nats - n / 100, 1.0] for n in range(50)]}
+        found = {"results": {"quiz": {"perplexity": 1.0}}}
+        found["documents"] = {"quiz": {"hash": "h", "results": results}}
+        return found | {"higher_is_better": {"quiz": {"perplexity": False}}}
+
+    sft = evidence("sft")._replace(benchmark=lambada(1.0))
+    for nats, held in ((0.5, True), (1.5, False)):
+        challenger = evidence(GOOD)._replace(benchmark=lambada(nats))
+        found = {rule.name: rule for rule in rules(sweep, arm, challenger, sft)}
+        assert found["quiz/perplexity"].held is held
+
+
 def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
 
@@ -269,6 +286,36 @@ def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     assert missing(good, sft) == {"controls"}
     summary.unlink()
     assert missing(good, sft) == {"controls"}
+
+
+def test_a_metric_without_results_by_document_does_not_drop_out(sweep: Params) -> None:
+    """Matthews correlation and F1 are of all documents at once: their collapse passed unseen."""
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+
+    def broken(params: Params, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, str]:
+        sides = (evidence(name)._replace(benchmark=one) for name, one in
+                 ((GOOD, ours), ("sft", theirs)))  # fmt: skip
+        return {rule.name: rule.reason for rule in rules(params, arm, *sides) if not rule.held}
+
+    def mixed(f1: float, name: str) -> dict[str, Any]:
+        found = benchmark(name)
+        found["results"]["quiz"] |= {"acc_stderr": 0.04, "f1": f1, "f1_stderr": 0.01}
+        return found
+
+    found = broken(sweep, mixed(0.1, GOOD), mixed(0.9, "sft"))
+    assert set(found) == {"quiz/f1"}
+    assert "no f1 of quiz by document" in found["quiz/f1"]
+    assert "`quiz: null` in promotion.margins" in found["quiz/f1"]
+
+    def cola(results: dict[str, float]) -> dict[str, Any]:
+        documents = {"cola": {"hash": "h", "results": {}}}
+        return {"results": {"cola": results}, "documents": documents}
+
+    only = benchmark_of(sweep, ["cola"])
+    assert set(broken(only, cola({"mcc": 0.0}), cola({"mcc": 0.6}))) == {"cola/mcc"}
+    assert set(broken(only, cola({}), cola({}))) == {"cola/results"}
+    left_out = change(only, margins={"default": 0.1, "cola": None})
+    assert broken(left_out, cola({"mcc": 0.0}), cola({"mcc": 0.6})) == {}
 
 
 def took_of(number: int) -> dict[str, str]:
