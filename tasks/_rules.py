@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from betaflow.config import Arm, Params, arms
+from betaflow.config import Arm, Params, arms, candidates
 from betaflow.evaluation.alignment_tax import OF_MEAN_LOGLIKELIHOOD, paired_difference
 from betaflow.evaluation.bootstrap import Estimate
 from betaflow.evaluation.length_control import length_controlled_win_rate
@@ -47,7 +47,8 @@ def rules(
         verdicts: of `judged_against`.
     """
     settings = params.promotion
-    confidence = simultaneous(params.compare.confidence, len(_candidates(params, arm)))
+    others = candidates(_compared(params), settings.methods, arm)
+    confidence = simultaneous(params.compare.confidence, len(others))
     found = [another_model(challenger.content, champion.content)]
     found += _win_rules(params, verdicts, confidence)
     missing = float(verdicts["preference"].isna().mean())
@@ -172,12 +173,6 @@ def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, 
                 seed=params.compare.seed,
             ).difference,
         )
-
-
-def _candidates(params: Params, arm: Arm) -> list[Arm]:
-    """The arms that could have been the challenger, named or not; the arm itself among them."""
-    methods = params.promotion.methods
-    return [other for other in _compared(params) if other.method in methods or other == arm]
 
 
 def _siblings(params: Params, arm: Arm) -> list[Arm]:

@@ -206,6 +206,20 @@ def evidence(name: str, **changes: Any) -> Evidence:
     return Evidence(name, table, benchmark(name), name)
 
 
+def test_naming_an_arm_of_another_method_widens_its_intervals(sweep: Params) -> None:
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+    good, sft = evidence(GOOD), evidence("sft")
+    lows = []
+    # Of the three models, all may be challenger; of no method that may be, any could have been.
+    for methods in (["dpo"], ["ppo"], ["sft"]):
+        found = rules(change(sweep, methods=methods), arm, good, sft)
+        (rate,) = [rule for rule in found if rule.name == "win_rate"]
+        among = 4 if methods == ["sft"] else 3
+        assert f"({100 - 5 / among:.4g}% interval)" in rate.reason
+        lows.append(rate.found)
+    assert lows[0] == lows[1] > lows[2]  # type: ignore[operator]
+
+
 def benchmark_of(params: Params, tasks: list[str]) -> Params:
     section = params.benchmark.model_copy(update={"tasks": tasks})
     return params.model_copy(update={"benchmark": section})
