@@ -55,6 +55,9 @@ def rules(
     found.append(enough_verdicts(missing, params.compare.controls.missing_limit))
     if settings.margins is not None:
         found += _task_rules(params, challenger.benchmark, champion.benchmark)
+        if champion.name != SFT:  # else a row of champions may each lose nearly the margin
+            sft = read_json(f"out/benchmark/{SFT}.json")
+            found += map(_against_sft, _task_rules(params, challenger.benchmark, sft))
     if settings.kl_budget is not None:
         found.append(within_budget(_kl(params, challenger.samples), settings.kl_budget))
     if settings.detect is not None:
@@ -148,6 +151,11 @@ def _task_rules(
             up = better.get(metric, better.get(metric.partition("_")[0], True))
             found.append(not_worse(task, metric, difference, margin, higher_is_better=up))
     return found
+
+
+def _against_sft(rule: Rule) -> Rule:
+    """A task's rule under a name of its own, beside the one against the champion."""
+    return rule._replace(name=f"{rule.name} against SFT", reason=f"Against SFT: {rule.reason}")
 
 
 def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, Estimate | None]]:

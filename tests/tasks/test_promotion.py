@@ -114,6 +114,8 @@ def test_better_ones_take_over_and_rollback_leads_back(sweep: Params) -> None:
     second = promote_arm(sweep)  # the first of the two with the highest win rate
     assert second.promoted, second.markdown
     assert (second.arm, second.against) == (BETTER, f"version 1 ({GOOD})")
+    tags = tracking.client().get_model_version("betaflow", "2").tags
+    assert tags["betaflow.rule.quiz/acc against SFT"].startswith("held: Against SFT: Its acc on ")
     assert (champion(), second.replaced) == (2, 1)
 
     # A champion against itself: by its name, and by the numbers.
@@ -243,6 +245,23 @@ def test_of_the_perplexities_one_is_judged_and_a_rise_is_the_loss(sweep: Params)
         assert [name for name in found if "/" in name] == ["quiz/bits_per_byte"]
         assert found["quiz/bits_per_byte"].held is held
         assert found["quiz/bits_per_byte"].found == pytest.approx((1.0 - nats) / math.log(2))
+
+
+def test_champions_in_a_row_can_not_lose_a_margin_each(sweep: Params) -> None:
+    (arm,) = [arm for arm in arms(sweep) if arm.name == BETTER]
+    sft = Evidence("sft", evidence("sft").samples, benchmark("sft"), None)
+    before = evidence(GOOD)._replace(name="version 1", benchmark=benchmark(GOOD, 77))
+    lost = evidence(BETTER)._replace(benchmark=benchmark(BETTER, 74))  # SFT has 80 of 100 right
+
+    def of_tasks(challenger: Evidence, other: Evidence) -> dict[str, bool]:
+        found = rules(sweep, arm, challenger, other)
+        return {rule.name: rule.held for rule in found if "/" in rule.name}
+
+    assert of_tasks(before, sft) == {"quiz/acc": True}
+    assert of_tasks(lost, before) == {"quiz/acc": True, "quiz/acc against SFT": False}
+    assert of_tasks(before, before) == {"quiz/acc": True, "quiz/acc against SFT": True}
+    without = change(sweep, margins=None)
+    assert not [rule for rule in rules(without, arm, lost, before) if "/" in rule.name]
 
 
 def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
