@@ -40,14 +40,17 @@ Setting = tuple[str, float, Callable[[np.random.Generator, int], Estimate]]
 
 
 def win_rates() -> Iterator[Setting]:
-    for prompts, completions, rate in product((24, 160, 1000), (1, 2), (0.5, 0.8, 0.97)):
+    alike = [*product((24, 160, 1000), (1, 2), (0.5, 0.8, 0.97), (0.3,))]
+    many = [*product((20,), (40,), (0.5, 0.8), (0.0, 0.3))]
+    for prompts, completions, rate, correlation in alike + many:
 
-        def one(random, seed, size=(prompts, completions), rate=rate):
-            won = verdicts(random, np.full(size, rate), 0.3)
+        def one(random, seed, size=(prompts, completions), rate=rate, correlation=correlation):
+            won = verdicts(random, np.full(size, rate), correlation)
             prompt = np.repeat(np.arange(size[0]), size[1])
             return win_rate(won.ravel(), prompt, resamples=RESAMPLES, seed=seed)
 
-        yield f"win_rate: {prompts} prompts x {completions}, rate {rate}", rate, one
+        name = f"{prompts} prompts x {completions}, rate {rate}"
+        yield f"win_rate: {name}{'' if correlation else ', independent'}", rate, one
     for (name, labels), prompts, completions in product(LABELS.items(), (24, 50, 160), (1, 2)):
 
         def one_soft(random, seed, size=(prompts, completions), labels=labels):

@@ -8,7 +8,7 @@ message that names the key (`UserError`), before anything runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -807,6 +807,22 @@ def trials(sweep: Iterable[Arm]) -> dict[Method, int]:
     for arm in points:
         found[arm.method] = found.get(arm.method, 0) + 1
     return found
+
+
+def candidates(sweep: Iterable[Arm], methods: Collection[Method], challenger: Arm) -> list[Arm]:
+    """The arms that could have been the challenger; itself among them.
+
+    Those of `promotion.methods`, where it is of these. One of another method was named, by whatever
+    was seen of the arms: then every model but SFT could have been.
+    """
+    named = challenger.method not in methods
+    return [
+        arm
+        for arm in sweep
+        if arm.method in methods
+        or arm == challenger
+        or (named and arm.has_model and arm.method != "sft")
+    ]
 
 
 def parse_params(values: Any, source: str = "params.yaml") -> Params:

@@ -8,10 +8,11 @@ They wait for a random time and try again.
 
 A program that was killed leaves its claim. A claim tells which process wrote it, so on the same
 machine a dead one's is taken away at once. Another machine's is taken to be dead when it has stood
-for `PATIENCE` seconds since it was first seen, and a program whose claim is older than `HASTE` does
-not use it, so clocks need not agree. What is left: a program that stops for `PATIENCE` - `HASTE`
-between looking at its clock and its request's arrival, and one that is killed on this machine
-while its request is under way.
+for `PATIENCE` seconds since it was first seen, and a program whose claim is older than `HASTE`, or
+was taken away, does not use it, so clocks need not agree. Seconds in which its machine sleeps
+count, where there is a clock that counts them (on Linux). What is left: a program that stops, or
+whose machine sleeps, for `PATIENCE` - `HASTE` between its last look at claim and clock and its
+request's arrival, and one that is killed on this machine while its request is under way.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ PAUSE = 0.5  # seconds, times 1 to 2
 
 @contextmanager
 def claimed(client: Any, model: str) -> Iterator[Callable[[], None]]:
-    """Hold the claim; what is given raises `UserError` if it has been held for too long to use."""
+    """Hold the claim; what is given raises `UserError` if it is gone, or too old to use.
+
+    It is to be called right before what the claim is for.
+    """
     mine, since = _claim(client, model)
 
     def still_ours() -> None:
-        if time.monotonic() - since > HASTE:
+        # The clock last: the registry may be long in answering.
+        if mine not in _claims(client, model) or _now() - since > HASTE:
             raise UserError(f"the registry answered too slowly to change {model} safely; run again")
 
     try:
@@ -52,7 +57,7 @@ def _claim(client: Any, model: str) -> tuple[str, float]:
     """Wait until there is no other claim; the name of ours, and when it was asked for."""
     seen: dict[str, float] = {}
     while True:
-        now = time.monotonic()
+        now = _now()
         claims = _claims(client, model)
         seen = {name: seen.get(name, now) for name in claims}
         for name, writer in claims.items():
@@ -66,6 +71,13 @@ def _claim(client: Any, model: str) -> tuple[str, float]:
                 return mine, now
             _remove(client, model, mine)
         time.sleep(PAUSE * random.uniform(1, 2))
+
+
+def _now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, where there is one (Linux)."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
 
 
 def _claims(client: Any, model: str) -> dict[str, str]:

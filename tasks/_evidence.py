@@ -27,6 +27,8 @@ from tasks._registry import FOLDER, MODEL, TAG, Registry, Version
 PARTS = {"samples": "samples.parquet", "benchmark": "benchmark.json"}
 # Of a model folder: what `from_pretrained` reads, and none of the tables that stages put beside it.
 KINDS = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
+# Of these, what says nothing of the tokenizer; `.safetensors` besides.
+NO_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 # Settings by which no completion and no score differs by more than `logprob_tolerance` allows.
 NEUTRAL = {"threads", "batch_size", "logprob_tolerance"}
 
@@ -54,12 +56,22 @@ def content(folder: Path) -> str:
     return fingerprint(list(model_files(folder)), None)
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a model folder that its tokenizer is read from, whatever its kind."""
+    return [
+        path
+        for path in model_files(folder)
+        if path.suffix != ".safetensors" and path.name not in NO_TOKENIZER
+    ]
+
+
 def inputs(params: Params) -> dict[str, str]:
     """By part of the evidence, a fingerprint of all that it depends on apart from the model.
 
     The code is that of the stages that make it for an arm: scores of other code can't be paired.
     """
     prompts = [f"out/data/prompts_{name}.jsonl" for name in ("eval", "ood")]
+    tokenizer = tokenizer_files(Path(f"out/{SFT}"))  # in whose tokens lengths and KL are
     scorer = content(Path("out/reward")) if params.compare.judge == "reward_model" else None
     sampled = {
         "sample": params.sample.model_dump(exclude=NEUTRAL),
@@ -69,7 +81,7 @@ def inputs(params: Params) -> dict[str, str]:
     }
     documents = ("out/pairs/eval.jsonl", "out/pairs/text_eval.jsonl", "out/data/cloze.jsonl")
     return {
-        "samples": fingerprint([*prompts, *stage_code("sample-sft")], sampled),
+        "samples": fingerprint([*prompts, *tokenizer, *stage_code("sample-sft")], sampled),
         "benchmark": fingerprint(
             [*filter(os.path.exists, documents), *stage_code("benchmark-sft")],
             [params.benchmark.model_dump(exclude=NEUTRAL), params.model.precision],
@@ -128,10 +140,10 @@ def of_version(params: Params, registry: Registry, version: Version) -> Evidence
 
 def _require_same_tokenizer(folder: Path | None, name: str) -> None:
     """Stop where completions can't be scored by this sweep's reference and reward model."""
-    tokenizer = None if folder is None else folder / "tokenizer.json"
-    if tokenizer is None or not tokenizer.exists():
+    theirs = [] if folder is None else _vocabulary(folder)
+    if not theirs:
         why = "was registered without its tokenizer"
-    elif tokenizer.read_bytes() != Path(f"out/{SFT}/tokenizer.json").read_bytes():
+    elif fingerprint([*theirs], None) != fingerprint([*_vocabulary(Path(f"out/{SFT}"))], None):
         why = "has another tokenizer than this sweep's models"
     else:
         return
@@ -139,6 +151,16 @@ def _require_same_tokenizer(folder: Path | None, name: str) -> None:
         f"the champion, {name}, {why}, so it can't be sampled beside them; give this sweep's "
         "champions a name of their own: run.registered_model in params.yaml"
     )
+
+
+def _vocabulary(folder: Path) -> list[Path]:
+    """What makes tokens of a text: `tokenizer.json`, or a slow tokenizer's own files.
+
+    Not `tokenizer_config.json`, which also tells whether the tokenizer was read from a folder.
+    """
+    files = [path for path in tokenizer_files(folder) if path.name != "tokenizer_config.json"]
+    fast = [path for path in files if path.name == "tokenizer.json"]
+    return fast or files
 
 
 def _make(part: str, folder: Path | None, file: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from betaflow.config import Arm, Params, arms
+from betaflow.config import Arm, Params, arms, candidates
 from betaflow.evaluation.alignment_tax import OF_MEAN_LOGLIKELIHOOD, paired_difference
 from betaflow.evaluation.bootstrap import Estimate
 from betaflow.evaluation.length_control import length_controlled_win_rate
@@ -48,13 +48,17 @@ def rules(
         verdicts: of `judged_against`.
     """
     settings = params.promotion
-    confidence = simultaneous(params.compare.confidence, len(_candidates(params, arm)))
+    others = candidates(_compared(params), settings.methods, arm)
+    confidence = simultaneous(params.compare.confidence, len(others))
     found = [another_model(challenger.content, champion.content)]
     found += _win_rules(params, verdicts, confidence)
     missing = float(verdicts["preference"].isna().mean())
     found.append(enough_verdicts(missing, params.compare.controls.missing_limit))
     if settings.margins is not None:
         found += _task_rules(params, challenger.benchmark, champion.benchmark)
+        if champion.name != SFT:  # else a row of champions may each lose nearly the margin
+            sft = read_json(f"out/benchmark/{SFT}.json")
+            found += map(_against_sft, _task_rules(params, challenger.benchmark, sft))
     if settings.kl_budget is not None:
         found.append(within_budget(_kl(params, challenger.samples), settings.kl_budget))
     if settings.detect is not None:
@@ -163,6 +167,11 @@ def _without_documents(told: list[Mapping[str, float]], documents: list[Any]) ->
     return sorted(metrics - by_document) or ([] if by_document else ["results"])
 
 
+def _against_sft(rule: Rule) -> Rule:
+    """A task's rule under a name of its own, beside the one against the champion."""
+    return rule._replace(name=f"{rule.name} against SFT", reason=f"Against SFT: {rule.reason}")
+
+
 def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, Estimate | None]]:
     """By metric, challenger less champion; None where they can't be paired."""
     if ours is None or theirs is None or ours["hash"] != theirs["hash"]:
@@ -187,12 +196,6 @@ def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, 
                 seed=params.compare.seed,
             ).difference,
         )
-
-
-def _candidates(params: Params, arm: Arm) -> list[Arm]:
-    """The arms that could have been the challenger, named or not; the arm itself among them."""
-    methods = params.promotion.methods
-    return [other for other in _compared(params) if other.method in methods or other == arm]
 
 
 def _siblings(params: Params, arm: Arm) -> list[Arm]:

@@ -15,6 +15,7 @@ from betaflow.config import (
     Arm,
     Params,
     arms,
+    candidates,
     fresh_pairs_dir,
     load_params,
     parse_params,
@@ -167,14 +168,29 @@ def test_every_preset_asks_for_the_prompts_that_its_promotion_needs(
 ) -> None:
     found = parse_params(yaml.safe_load((repository / path).read_text()))
     assert found.promotion.detect is not None
-    chosen_from = [arm for arm in arms(found) if arm.method in found.promotion.methods]
+    methods = found.promotion.methods
+    challenger = next(arm for arm in arms(found) if arm.method in methods)
     needed = prompts_needed(
         **found.promotion.detect.model_dump(),
         completions=len(found.sample.seeds),
         correlation=0.25,  # the default run's highest is 0.23
-        confidence=simultaneous(found.compare.confidence, len(chosen_from)),
+        confidence=simultaneous(
+            found.compare.confidence, len(candidates(arms(found), methods, challenger))
+        ),
     )
     assert needed <= found.sample.prompts
+
+
+def test_an_arm_of_another_method_was_chosen_among_all_models() -> None:
+    sft, best_of_n = Arm(method="sft"), Arm(method="best_of_n", n=4, scorer="gold")
+    dpo, ppo = Arm(method="dpo", seed=0), Arm(method="ppo", seed=0)
+    ipo = [Arm(method="ipo", seed=seed) for seed in range(5)]
+    sweep = [sft, dpo, *ipo, ppo, best_of_n]
+    assert candidates(sweep, ["dpo", "ppo"], ppo) == [dpo, ppo]
+    # Named, as the best of five say: by its name alone it would be one of three.
+    assert candidates(sweep, ["dpo", "ppo"], ipo[3]) == [dpo, *ipo, ppo]
+    assert candidates(sweep, ["dpo"], sft) == [sft, dpo, *ipo, ppo]
+    assert candidates(sweep, ["sft", "dpo"], dpo) == [sft, dpo]
 
 
 @pytest.mark.parametrize(

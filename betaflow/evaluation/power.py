@@ -7,7 +7,9 @@ verdict has the variance p(1 - p) - tau / 4 and the mean over n prompts
     V(p) = (p(1 - p) - tau / 4) (1 + (m - 1) rho) / (n m)
 
 (the design effect: Kish 1965). Wilson's lower end is above one half where the rate found exceeds
-c = 1/2 + z / 2 sqrt(V(c) / (c(1 - c))); the power is the chance of that, Phi((p - c) / sqrt(V(p))).
+c = 1/2 + z / 2 sqrt(V(c) / (c(1 - c))). But `no_surer` leaves no lower end above p n / (n + z^2),
+however many completions a prompt has, so c is at least (1 + z^2 / n) / 2. The power is the chance
+that the rate found exceeds c, Phi((p - c) / sqrt(V(p))).
 In simulations with the real `win_rate` that is right to 3 points from 20 prompts up, and up to 10
 points too high with fewer.
 """
@@ -107,6 +109,7 @@ def detection_power(
         low, critical = (
             (low, middle) if middle - 0.5 > z / 2 * sqrt(spread / verdicts) else (middle, critical)
         )
+    critical = max(critical, (1 + z * z / prompts) / 2)  # where `no_surer`'s end is one half
     variance = (win_rate * (1 - win_rate) - ties / 4) / verdicts
     gap = win_rate - critical
     ratio = gap / sqrt(variance) if variance > 0 else inf if gap > 0 else -inf

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from betaflow.config import Arm, Params
+from betaflow.config import Arm, Params, candidates
 from betaflow.errors import UserError
 from betaflow.evaluation.calibration import calibration
 from betaflow.evaluation.promotion import simultaneous
@@ -150,12 +150,13 @@ def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
 def _power(
     arm: str, models: Sequence[Arm], samples: Mapping[str, pd.DataFrame], params: Params
 ) -> dict[str, Any]:
-    """`power` of a promotion's intervals by an arm's verdicts at the headline's temperature."""
+    """`power` of an arm's promotion by its verdicts at the headline's temperature."""
     here = [headline_temperature(params)]
     own, sft = (at(inside(samples, name), here) for name in (arm, SFT))
     verdicts = judged(own, sft, params.compare, SFT)
-    could_be_chosen = sum(model.method in params.promotion.methods for model in models)
-    confidence = simultaneous(params.compare.confidence, max(1, could_be_chosen))
+    (challenger,) = [model for model in models if model.name == arm]
+    others = candidates(models, params.promotion.methods, challenger)
+    confidence = simultaneous(params.compare.confidence, len(others))
     return power(arm, verdicts, confidence, params.promotion.detect)
 
 

@@ -128,6 +128,19 @@ def test_every_method_is_an_arm_like_the_others(workspace: Workspace, tmp_path: 
     assert drawn == whole | {f"training_{method}" for method in trained}
 
 
+def test_power_of_a_best_arm_that_may_not_be_promoted_unnamed_is_of_one_among_all(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    params = workspace()
+    rules = params.promotion.model_copy(update={"methods": ["ppo"]})
+    build(params.model_copy(update={"promotion": rules}), tmp_path)
+    document = json.loads((tmp_path / "estimates.json").read_text())
+    assert document["power"]["arm"].startswith("dpo")
+    arms = {row["arm"] for row in document["rows"] if row["method"] not in ("sft", "best_of_n")}
+    assert len(arms) > len([arm for arm in arms if arm.startswith("ppo")]) + 1
+    assert document["power"]["confidence"] == pytest.approx(1 - 0.05 / len(arms), abs=1e-6)
+
+
 def test_metrics_are_flat_numbers_per_arm(workspace: Workspace, tmp_path: Path) -> None:
     params = workspace()
     build(params, tmp_path)

@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from betaflow.errors import UserError
 from tasks import _claim, tracking
+from tasks._registry import Registry
 
 LEFT = f"{_claim.CLAIM}left"
 
@@ -101,3 +104,44 @@ def test_only_a_dead_process_of_this_machine_is_not_waited_for(
         assert mine == f"{_claim._machine()} {os.getpid()} {_claim._started(os.getpid())}"
     assert len(waited) == waits
     assert client.get_registered_model("m").tags == {}
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="no clock counts sleep")
+@pytest.mark.parametrize(("slept", "used"), [(9.0, True), (11.0, False)])
+def test_a_claim_ages_while_its_machine_sleeps(
+    client: Any, monkeypatch: pytest.MonkeyPatch, slept: float, used: bool
+) -> None:
+    real, jump = time.clock_gettime, [0.0]
+    monkeypatch.setattr(
+        time, "clock_gettime", lambda c: real(c) + (jump[0] if c == time.CLOCK_BOOTTIME else 0.0)
+    )
+    monkeypatch.setattr(_claim, "HASTE", 10.0)
+    with _claim.claimed(client, "m") as still_ours:
+        still_ours()
+        jump[0] = slept
+        if used:
+            still_ours()
+        else:
+            with pytest.raises(UserError, match="too slowly"):
+                still_ours()
+
+
+def test_a_champion_is_not_moved_by_a_program_whose_claim_was_taken_away(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is held up after it looked at the champion; by its clock not for long."""
+    registry = Registry(client, "m")
+    for _ in range(2):
+        client.create_model_version("m", "source")
+    real = Registry.tag
+
+    def held_up(self: Registry, number: int, tags: dict[str, str]) -> None:
+        real(self, number, tags)
+        for name in _claim._claims(client, "m"):
+            client.delete_registered_model_tag("m", name)
+        client.set_registered_model_alias("m", "champion", "2")
+
+    monkeypatch.setattr(Registry, "tag", held_up)
+    with pytest.raises(UserError, match="too slowly"):
+        registry.move_champion(1, instead_of=None)
+    assert registry.holder("champion") == registry.version(2)

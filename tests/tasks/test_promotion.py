@@ -114,6 +114,8 @@ def test_better_ones_take_over_and_rollback_leads_back(sweep: Params) -> None:
     second = promote_arm(sweep)  # the first of the two with the highest win rate
     assert second.promoted, second.markdown
     assert (second.arm, second.against) == (BETTER, f"version 1 ({GOOD})")
+    tags = tracking.client().get_model_version("betaflow", "2").tags
+    assert tags["betaflow.rule.quiz/acc against SFT"].startswith("held: Against SFT: Its acc on ")
     assert (champion(), second.replaced) == (2, 1)
 
     # A champion against itself: by its name, and by the numbers.
@@ -206,6 +208,20 @@ def evidence(name: str, **changes: Any) -> Evidence:
     return Evidence(name, table, benchmark(name), name)
 
 
+def test_naming_an_arm_of_another_method_widens_its_intervals(sweep: Params) -> None:
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+    good, sft = evidence(GOOD), evidence("sft")
+    lows = []
+    # Of the three models, all may be challenger; of no method that may be, any could have been.
+    for methods in (["dpo"], ["ppo"], ["sft"]):
+        found = rules(change(sweep, methods=methods), arm, good, sft)
+        (rate,) = [rule for rule in found if rule.name == "win_rate"]
+        among = 4 if methods == ["sft"] else 3
+        assert f"({100 - 5 / among:.4g}% interval)" in rate.reason
+        lows.append(rate.found)
+    assert lows[0] == lows[1] > lows[2]  # type: ignore[operator]
+
+
 def benchmark_of(params: Params, tasks: list[str]) -> Params:
     section = params.benchmark.model_copy(update={"tasks": tasks})
     return params.model_copy(update={"benchmark": section})
@@ -246,6 +262,23 @@ def test_a_rise_of_lm_eval_s_perplexity_is_the_loss(sweep: Params) -> None:
         challenger = evidence(GOOD)._replace(benchmark=lambada(nats))
         found = {rule.name: rule for rule in rules(sweep, arm, challenger, sft)}
         assert found["quiz/perplexity"].held is held
+
+
+def test_champions_in_a_row_can_not_lose_a_margin_each(sweep: Params) -> None:
+    (arm,) = [arm for arm in arms(sweep) if arm.name == BETTER]
+    sft = Evidence("sft", evidence("sft").samples, benchmark("sft"), None)
+    before = evidence(GOOD)._replace(name="version 1", benchmark=benchmark(GOOD, 77))
+    lost = evidence(BETTER)._replace(benchmark=benchmark(BETTER, 74))  # SFT has 80 of 100 right
+
+    def of_tasks(challenger: Evidence, other: Evidence) -> dict[str, bool]:
+        found = rules(sweep, arm, challenger, other)
+        return {rule.name: rule.held for rule in found if "/" in rule.name}
+
+    assert of_tasks(before, sft) == {"quiz/acc": True}
+    assert of_tasks(lost, before) == {"quiz/acc": True, "quiz/acc against SFT": False}
+    assert of_tasks(before, before) == {"quiz/acc": True, "quiz/acc against SFT": True}
+    without = change(sweep, margins=None)
+    assert not [rule for rule in rules(without, arm, lost, before) if "/" in rule.name]
 
 
 def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
