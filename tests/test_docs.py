@@ -69,6 +69,23 @@ def test_every_link_and_every_name_after_it_exists(repository: Path, name: str, 
         assert set(names) <= names_in(target), path
 
 
+def test_every_link_to_a_heading_has_one(repository: Path) -> None:
+    pages = [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]
+    headings = {page: {anchor(line) for line in page.read_text().split("\n")} for page in pages}
+    found = 0
+    for page in pages:
+        for path, name in re.findall(r"\]\(([\w/]*\.md)?#([^)\s]+)\)", page.read_text()):
+            found += 1
+            assert name in headings[(page.parent / path).resolve() if path else page], name
+    assert found >= 5
+
+
+def anchor(line: str) -> str:
+    """What a heading is linked by; of other lines nothing that a link names."""
+    title = line.lstrip("#").strip().lower() if line.startswith("#") else ""
+    return re.sub(r"[^\w\- ]", "", title).replace(" ", "-")
+
+
 def test_every_equation_is_followed_by_its_code_and_its_test(page: Path) -> None:
     """`$$` opens and closes each; the paragraphs after it, up to the next, link to both."""
     _, *rest = page.read_text().split("\n$$\n")
