@@ -75,10 +75,11 @@ def token_statistics(policy: nn.Module, reference: nn.Module, batch: Batch) -> T
     targets = batch.input_ids[:, 1:][mask]
     ours, vocabulary = _logits_of(policy, batch, mask)
     theirs, _ = _logits_of(reference, batch, mask)
-    found = [
-        _statistics(ours(part), theirs(part), targets[part])
-        for part in _slices(len(targets), max(1, CHUNK // vocabulary))
-    ]
+    found = []
+    for part in _slices(len(targets), max(1, CHUNK // vocabulary)):
+        logits = ours(part), theirs(part)
+        with torch.autocast(mask.device.type, enabled=False):  # sums over the vocabulary in float32
+            found.append(_statistics(*logits, targets[part]))
     return TokenStatistics(*(scatter(torch.cat(parts), mask) for parts in zip(*found, strict=True)))
 
 

@@ -12,7 +12,7 @@ from betaflow.data.tokenise import Encoded, collate
 from betaflow.errors import UserError
 from betaflow.evaluation.kl import batch_kl, sequence_kl
 from betaflow.policy import logps
-from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
+from betaflow.policy.loading import autocast, load_policy, load_reward_model, load_tokenizer
 from betaflow.policy.logps import sequence_logps, token_statistics
 from betaflow.policy.rewards import all_sequence_scores, token_values
 
@@ -39,6 +39,20 @@ def test_token_statistics_add_up(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (whole.entropy[mask] > 0).all()
     assert (whole.kl[mask] > 0).all()
     assert all((value[~mask] == 0).all() for value in whole)
+
+
+def test_statistics_in_bfloat16_are_summed_in_float32(tiny: Path) -> None:
+    """What autocast would round is the models' work, and not the sums over the vocabulary."""
+    model, other = load_policy(tiny).eval(), load_policy(tiny).eval()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.1)
+    batch = collate(SEQUENCES, pad=0)
+    whole = token_statistics(model, other, batch)
+    with torch.no_grad(), autocast("bfloat16"):
+        found = token_statistics(model, other, batch)
+    assert {value.dtype for value in found} == {torch.float32}
+    for ours, theirs in zip(found, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=2e-2)
 
 
 def test_kl_is_zero_against_itself_and_the_full_sum_against_another(tiny: Path) -> None:

@@ -55,6 +55,7 @@ def run(
     seed: int = 0,
     peak_rate: float = 3e-3,
     label: str = "ppo",
+    precision: str = "float32",
     options: dict[str, Any] | None = None,
     **changes: Any,
 ) -> list[dict[str, Any]]:
@@ -68,7 +69,7 @@ def run(
     engine = HFEngine(models.policy, tokenizer, batch_size=settings.batch_size)
     trained, phases = train_ppo(
         models, Reward(score, UNIT), UNIT, engine, PROMPTS, settings, pad=0, label=label,
-        beta=beta, target_kl=target_kl, peak_rate=peak_rate, seed=seed, precision="float32",
+        beta=beta, target_kl=target_kl, peak_rate=peak_rate, seed=seed, precision=precision,
         fingerprint="p", **(options or {}),
     )  # fmt: skip
     assert {"rollout", "scoring", "update"} <= set(phases)
@@ -86,6 +87,17 @@ def test_before_the_first_step_there_is_no_kl_the_ratio_is_one_and_nothing_is_cl
         assert row["clip_start"] == 0
     assert first["clip_fraction"] > 0
     assert second["kl"] > 0
+
+
+def test_in_bfloat16_it_begins_at_no_kl_and_comes_close(tiny: Path, params: Params) -> None:
+    models = three(tiny)
+    first, second = run(models, tiny, params, precision="bfloat16")
+    assert first["kl"] == pytest.approx(0, abs=1e-5)
+    assert {p.dtype for p in models.policy.parameters()} == {torch.float32}
+    plain = run(three(tiny), tiny, params, label="plain")
+    assert first["reward/score"] == plain[0]["reward/score"]  # the first draws are float32's
+    assert first["entropy"] == pytest.approx(plain[0]["entropy"], rel=2e-2)
+    assert second["kl"] == pytest.approx(plain[1]["kl"], rel=0.3)
 
 
 def test_a_policy_that_is_not_the_reference_is_refused(tiny: Path, params: Params) -> None:
