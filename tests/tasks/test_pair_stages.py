@@ -60,7 +60,7 @@ def test_the_paper_s_other_losses_are_arms_of_dpo(
 
 def test_online_dpo_draws_its_own_pairs(here: Path) -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
-    drawn = {"steps": 3, "prompts": 4, "draws": 3, "max_new_tokens": 12}
+    drawn = {"steps": 3, "prompts": 4, "draws": 3, "labels": "expected", "max_new_tokens": 12}
     params["dpo"]["online"] = drawn
     Path("params.yaml").write_text(yaml.safe_dump(params))
     tasks.dpo.main(argparse.Namespace(method="online_dpo", beta=0.5, **POINT))
