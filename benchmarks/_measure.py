@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 GIB = 2**30
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # a job's, as betaflow calls them
 
 
 def read_job() -> dict[str, Any]:

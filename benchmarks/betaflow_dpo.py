@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from _measure import (
+    PRECISIONS,
     between,
     device_name,
     now,
@@ -47,7 +48,7 @@ def train(job: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, Any]:
         ]:
             sys.exit(f"betaflow's tokens differ from the job's: {pair['prompt'][-80:]!r}")
     settings = DPOTraining(**{**SETTINGS[job["device"]], **of_job(job), **job["betaflow_set"]})
-    precision = {"fp32": "float32", "bf16": "bfloat16"}[job["precision"]]
+    precision = PRECISIONS[job["precision"]]
     before = resident_bytes()
     scorer = prepare(load_policy(job["model"]), settings, pad=tokenizer.pad_token_id)
 

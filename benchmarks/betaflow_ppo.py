@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import device_name, read_job, read_jsonl, resident_bytes, versions
+from _measure import PRECISIONS, device_name, read_job, read_jsonl, resident_bytes, versions
 from _rollouts import Drawn, Watch, drawn_figures
 
 from betaflow.config import PPOTraining
@@ -41,7 +41,7 @@ class Recording(HFEngine):
 
 def train(job: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
     settings = PPOTraining(**{**SETTINGS, **of_job(job), **job["betaflow_set"]})
-    precision = {"fp32": "float32", "bf16": "bfloat16"}[job["precision"]]
+    precision = PRECISIONS[job["precision"]]
     watch = Watch("betaflow", job["rollouts"])
     tokenizer = load_tokenizer(job["model"])
     pad = tokenizer.pad_token_id

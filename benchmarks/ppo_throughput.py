@@ -6,8 +6,8 @@ Both train the same weights with the same reward model, on the same prompts in t
 many episodes, epochs and optimizer steps, in one precision (bf16: autocast over float32 weights,
 where each library puts it), with as many threads. Each side is in a process of its own, in turns;
 every other repeat goes through the sides backwards. The first rollout, and loading, are not
-counted. The run stops unless the two did the same work: optimizer
-steps, first prompts, KL 0 and equal scores at the start, lengths of the completions.
+counted. The run stops unless the two did the same work: optimizer steps, first prompts, KL 0 and
+equal scores at the start, lengths of the completions.
 
 Without --model there are two cases: `random`, a model of random weights whose completions never
 end (prompts of --pairs), and `sft`, this workspace's own out/sft, out/reward and prompts, where
