@@ -28,14 +28,14 @@ GridNumber = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
 GridNumberOrZero = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
 GridShare = Annotated[int, Field(gt=0, le=1)] | Annotated[float, Field(gt=0, le=1)]
 
-PairMethod = Literal["dpo", "ipo", "slic", "online_dpo"]  # arms of stage `dpo`
+DPOMethod = Literal["dpo", "slic", "online_dpo"]  # arms of stage `dpo`
+PairMethod = Literal[DPOMethod, "ipo"]  # whose losses are those of `DPOTraining.of`
 PPOMethod = Literal["ppo", "ppo_gt"]  # arms of stage `ppo`
 Scorer = Literal["reward_model", "gold"]
 ModelMethod = Literal["sft", PairMethod, "preferred_ft", "unlikelihood", PPOMethod]
 UnlabelledMethod = Literal["dpo", "dpo_reward_model", "dpo_implicit", "ppo"]
 Method = Literal[ModelMethod, "best_of_n"]
 STAGES: dict[str, str] = {  # the stage that trains a method, where its name is not the method's
-    "ipo": "dpo",
     "slic": "dpo",
     "online_dpo": "dpo",
     "preferred_ft": "unlikelihood",
@@ -219,10 +219,18 @@ class Grid(Section):
 class DPOGrid(Grid):
     """The arms of stage `dpo`; each method's loss is that of `DPOTraining.of`."""
 
-    method: Annotated[list[PairMethod], Field(min_length=1)]
+    method: Annotated[list[DPOMethod], Field(min_length=1)]
     beta: Annotated[list[GridNumber], Field(min_length=1)]
     learning_rate: Annotated[list[GridNumber], Field(min_length=1)]
     seed: Annotated[list[int], Field(min_length=1)]
+
+
+class IPOGrid(Grid):
+    """The arms of stage `ipo`: none where a list is empty. IPO's beta binds tighter than DPO's."""
+
+    beta: list[GridNumber]
+    learning_rate: list[GridNumber]
+    seed: list[int]
 
 
 class UnlikelihoodGrid(Grid):
@@ -307,7 +315,7 @@ class OnlineSettings(Section):
 
 
 class DPOSettings(Section):
-    """The DPO arms, and those of the losses that the paper compares it with."""
+    """The arms of DPO, online DPO and SLiC."""
 
     grid: DPOGrid
     training: DPOTraining
@@ -318,6 +326,12 @@ class DPOSettings(Section):
         if "online_dpo" in self.grid.method and self.training.processes > 1:
             raise ValueError("online_dpo draws its pairs in one process: set training.processes: 1")
         return self
+
+
+class IPOSettings(Section):
+    """IPO arms, trained as `dpo.training` says."""
+
+    grid: IPOGrid
 
 
 class UnlikelihoodSettings(Section):
@@ -556,6 +570,7 @@ class Params(BaseModel):
     pairs: PairsSettings
     reference: ReferenceSettings
     dpo: DPOSettings
+    ipo: IPOSettings
     unlikelihood: UnlikelihoodSettings
     reward: RewardSettings
     ppo: PPOSettings
@@ -693,7 +708,7 @@ class Arm(BaseModel):
         """The arm's name, as `dvc.yaml` writes it in paths: `dpo-b0.1-lr0.001-s0`."""
         trained = f"lr{self.learning_rate}-s{self.seed}"
         match self.stage:
-            case "dpo":
+            case "dpo" | "ipo":
                 return f"{self.method}-b{self.beta}-{trained}"
             case "unlikelihood":
                 return f"unlikelihood-a{self.alpha}-{trained}"
@@ -702,6 +717,11 @@ class Arm(BaseModel):
             case "best_of_n":
                 return f"best_of_n-{self.scorer}-n{self.n}"
         return self.method
+
+    @property
+    def has_implicit_reward(self) -> bool:
+        """Whether its loss makes beta log(pi / pi_ref) a reward (the DPO paper, section 5.2)."""
+        return self.stage in ("dpo", "ipo")
 
     @property
     def has_model(self) -> bool:
@@ -726,6 +746,7 @@ def arms(params: Params) -> list[Arm]:
     """Every arm of the sweep: SFT, then stage by stage, each in the order of its grid."""
     found = [Arm(method="sft")]
     found += [Arm(**point) for point in _points(params.dpo.grid)]
+    found += [Arm(method="ipo", **point) for point in _points(params.ipo.grid)]
     found += [unlikelihood_arm(**point) for point in _points(params.unlikelihood.grid)]
     found += [Arm(**point) for point in _points(params.ppo.grid)]
     found += [Arm(method="best_of_n", **point) for point in _points(params.best_of_n.grid)]

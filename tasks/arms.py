@@ -22,21 +22,22 @@ from betaflow.io import write_json
 from betaflow.training import checkpoints
 from tasks._main import run
 
-# So that the folder is there, for `compare`, where the sweep has no such arm.
-UNLIKELIHOOD = Path("out/unlikelihood/arms.json")
+# So that the folder is there, for `compare`, where the sweep has no arm of such a stage.
+MAYBE_NONE = ("ipo", "unlikelihood")
 UNLABELLED = Path("out/unlabelled/arms.json")  # the same, for the stage `unlabelled`
 
 
 def main() -> None:
-    """Write the sweep's arms, and those of two stages alone; remove other arms' outputs."""
+    """Write the sweep's arms, and those of some stages alone; remove other arms' outputs."""
     params = load_params()
     sweep, beside = arms(params), unlabelled_arms(params)
     models = [arm for arm in sweep if arm.has_model]
     keep = {
         Path("out", stage): {arm.name for arm in models if arm.stage == stage}
-        for stage in ("dpo", "unlikelihood", "ppo")
+        for stage in ("dpo", *MAYBE_NONE, "ppo")
     }
-    keep[UNLIKELIHOOD.parent].add(UNLIKELIHOOD.name)
+    for stage in MAYBE_NONE:
+        keep[Path("out", stage)].add(UNLABELLED.name)
     keep[UNLABELLED.parent] = {UNLABELLED.name} | _unlabelled(params)
     keep[Path("out/samples")] = {f"{arm.name}.parquet" for arm in sweep}
     keep[Path("out/benchmark")] = {f"{arm.name}.json" for arm in models}
@@ -48,8 +49,9 @@ def main() -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     rows = [{"name": arm.name, **arm.model_dump()} for arm in sweep]
     write_json("out/arms.json", rows)
-    own = [row for arm, row in zip(sweep, rows, strict=True) if arm.stage == "unlikelihood"]
-    write_json(UNLIKELIHOOD, own)
+    for stage in MAYBE_NONE:
+        own = [row for arm, row in zip(sweep, rows, strict=True) if arm.stage == stage]
+        write_json(Path("out", stage, UNLABELLED.name), own)
     write_json(UNLABELLED, [{"name": arm.name, **arm.model_dump()} for arm in beside])
 
 

@@ -1,11 +1,11 @@
-"""Stage `dpo`: one arm of DPO, on given pairs or online, of IPO or SLiC -> out/dpo/<arm>."""
+"""Stage `dpo`: one arm of DPO, on given pairs or online, or of SLiC -> out/dpo/<arm>."""
 
 from __future__ import annotations
 
 import argparse
 from typing import get_args
 
-from betaflow.config import Arm, PairMethod, load_params
+from betaflow.config import Arm, DPOMethod, load_params
 from betaflow.training.dpo import dpo_objective
 from tasks._arguments import grid_arguments
 from tasks._main import run
@@ -18,7 +18,7 @@ GRID = ("method", "beta", "learning_rate", "seed")
 def main(arguments: argparse.Namespace | None = None) -> None:
     """Train the arm that the command line names."""
     params = load_params()
-    given = arguments or grid_arguments(__doc__, GRID, methods=get_args(PairMethod))
+    given = arguments or grid_arguments(__doc__, GRID, methods=get_args(DPOMethod))
     arm, settings = Arm(**vars(given)), params.dpo.training.of(given.method)
     if arm.method == "online_dpo":
         train_online(params, arm)

@@ -313,6 +313,7 @@ def test_arms_are_named_as_dvc_names_their_outputs(
         "beta": [0.1, 1, 2.0],
         **trained,
     }
+    values["ipo"]["grid"] = {"beta": [0.1, 2], **trained}
     values["unlikelihood"]["grid"] = {"alpha": [0, 0.05, 1.0], **trained}
     ppo = {"method": ["ppo", "ppo_gt"], "beta": [0.1, 1], "target_kl": [0, 0.5, 6.0]}
     values["ppo"]["grid"] = {**ppo, **trained}
@@ -326,7 +327,7 @@ def test_arms_are_named_as_dvc_names_their_outputs(
         for out in stage.outs
     }
     sweep = arms(load_params(tmp_path / "params.yaml"))
-    assert len(sweep) == len({arm.name for arm in sweep}) == 1 + (3 * 3 + 3 + 2 * 2 * 3) * 4
+    assert len(sweep) == len({arm.name for arm in sweep}) == 1 + (3 * 3 + 2 + 3 + 2 * 2 * 3) * 4
     for arm, (folder, ending) in product(sweep, [("samples", "parquet"), ("benchmark", "json")]):
         assert f"out/{folder}/{arm.name}.{ending}" in found
     assert {str(arm.model_dir) for arm in sweep} <= found

@@ -66,7 +66,7 @@ class Run(NamedTuple):
 def read_run(arm: Arm, looks: Looks) -> Run:
     """What was seen of an arm. Other prompts than the start's are a `UserError`."""
     table = pd.concat([looks.start.assign(step=0), looks.curves[arm.name]], ignore_index=True)
-    beta = float(arm.beta) if arm.stage == "dpo" and arm.beta is not None else nan
+    beta = float(arm.beta) if arm.has_implicit_reward and arm.beta is not None else nan
     table["implicit"] = beta * table["log_ratio"]
     means = table.groupby(["step", "prompt_id"])[[*REWARDS, *LEVELS]].mean()
     wide = {name: means[name].unstack("prompt_id").to_numpy() for name in (*REWARDS, *LEVELS)}

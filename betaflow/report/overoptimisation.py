@@ -97,8 +97,8 @@ def _judge(arm: Arm) -> str:
 def _proxies(arm: Arm) -> tuple[str, ...]:
     """The rewards that stood in for the judge's in training, or would have."""
     if arm.method in GOLD_TRAINED:
-        return ("gold_reward", "implicit") if arm.stage == "dpo" else ("gold_reward",)
-    return ("reward_model", "implicit") if arm.stage == "dpo" else ("reward_model",)
+        return ("gold_reward", "implicit") if arm.has_implicit_reward else ("gold_reward",)
+    return ("reward_model", "implicit") if arm.has_implicit_reward else ("reward_model",)
 
 
 def _start(start: pd.DataFrame) -> Row:

@@ -256,7 +256,8 @@ def test_an_added_beta_adds_its_arm_alone(parallel: Path, servers: dict[str, str
     mine = (f"out/dpo/{new}/", f"out/samples/{new}", f"out/benchmark/{new}")
     mine = (*mine, "out/frontier/", "out/judgements/", "out/overoptimisation/", "out/compare/")
     assert all(any(name.startswith(p) for name in redone) for p in mine)
-    lists = {"out/arms.json", "out/unlikelihood/arms.json", "out/unlabelled/arms.json"}
+    folders = ("out", "out/ipo", "out/unlikelihood", "out/unlabelled")
+    lists = {f"{folder}/arms.json" for folder in folders}
     assert {n for n in redone if not n.startswith(mine)} == lists
     table = pd.read_csv(parallel / "out/compare/table.csv")
     assert list(dict.fromkeys(table.arm)) == ["sft", DPO, new, PPO]

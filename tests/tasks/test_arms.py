@@ -16,7 +16,8 @@ import tasks.arms
 def values(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     values: dict[str, Any] = yaml.safe_load((repository / "params.yaml").read_text())
-    values["dpo"]["grid"] |= {"beta": [0.1], "method": ["dpo", "ipo"], "learning_rate": [0.001]}
+    values["dpo"]["grid"] |= {"beta": [0.1], "learning_rate": [0.001]}
+    values["ipo"]["grid"] |= {"beta": [0.1], "learning_rate": [0.001]}
     values["unlikelihood"]["grid"] |= {"alpha": [0, 0.5], "learning_rate": [0.001]}
     values["optimum"]["samples"] = 30
     values["best_of_n"]["grid"] |= {"scorer": ["gold"], "n": [4]}
@@ -37,7 +38,7 @@ def touch(*paths: str) -> None:
 def test_what_is_not_in_the_sweep_goes_and_the_rest_stays(values: dict[str, Any]) -> None:
     kept = [
         "out/dpo/dpo-b0.1-lr0.001-s0/model",
-        "out/dpo/ipo-b0.1-lr0.001-s0/model",
+        "out/ipo/ipo-b0.1-lr0.001-s0/model",
         "out/unlikelihood/unlikelihood-a0-lr0.001-s0/model",
         "out/unlikelihood/unlikelihood-a0.5-lr0.001-s0/model",
         "out/ppo/ppo-b0.1-kl0-lr0.0005-s0/model",
@@ -62,12 +63,17 @@ def test_what_is_not_in_the_sweep_goes_and_the_rest_stays(values: dict[str, Any]
     assert len(listed) == 1 + 2 + 2 + 1 + 1
 
 
-def test_the_folder_of_unlikelihood_is_there_without_an_arm(values: dict[str, Any]) -> None:
+def test_the_folders_of_ipo_and_unlikelihood_are_there_without_an_arm(
+    values: dict[str, Any],
+) -> None:
     run(values)
+    assert [row["method"] for row in json.loads(Path("out/ipo/arms.json").read_text())] == ["ipo"]
     own = json.loads(Path("out/unlikelihood/arms.json").read_text())
     assert [row["method"] for row in own] == ["preferred_ft", "unlikelihood"]
     touch("out/unlikelihood/unlikelihood-a0-lr0.001-s0/model")
     values["unlikelihood"]["grid"]["alpha"] = []
+    values["ipo"]["grid"]["seed"] = []
     run(values)
+    assert json.loads(Path("out/ipo/arms.json").read_text()) == []
     assert json.loads(Path("out/unlikelihood/arms.json").read_text()) == []
     assert [path.name for path in Path("out/unlikelihood").iterdir()] == ["arms.json"]

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import tasks.dpo
+import tasks.ipo
 import tasks.unlikelihood
 from tasks import tracking
 
@@ -48,8 +49,13 @@ def result(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def test_the_paper_s_other_losses_are_arms_of_dpo(
     here: Path, method: str, loss: str, first: float
 ) -> None:
-    tasks.dpo.main(argparse.Namespace(method=method, beta=0.5, **POINT))
-    rows, about = result(here / f"out/dpo/{method}-b0.5-lr0.001-s0")
+    if method == "ipo":
+        stage = "ipo"
+        tasks.ipo.main(argparse.Namespace(beta=0.5, **POINT))
+    else:
+        stage = "dpo"
+        tasks.dpo.main(argparse.Namespace(method=method, beta=0.5, **POINT))
+    rows, about = result(here / f"out/{stage}/{method}-b0.5-lr0.001-s0")
     assert len(rows) == 5
     assert rows[0]["loss"] == pytest.approx(first, abs=1e-3)  # IPO: (1 / 2 beta)^2
     assert (about["method"], about["beta"], about["alpha"]) == (method, 0.5, None)

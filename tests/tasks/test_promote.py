@@ -17,7 +17,8 @@ def compared(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Params with every kind of arm; the later an arm comes, the higher its win rate."""
     monkeypatch.chdir(tmp_path)
     changes = {
-        "dpo": {"method": ["dpo", "ipo"], "beta": [0.1]},
+        "dpo": {"beta": [0.1]},
+        "ipo": {"beta": [0.1]},
         "unlikelihood": {"alpha": [0.5]},
         "best_of_n": {"n": [4]},
     }
