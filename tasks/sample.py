@@ -13,7 +13,7 @@ from betaflow.evaluation.kl import sequence_kl
 from betaflow.io import atomic_file
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
 from betaflow.policy.rewards import all_sequence_scores
-from betaflow.sampling.engine import Completion, Engine, Request, open_engine
+from betaflow.sampling.engine import Completion, Engine, Request, draw_seed, open_engine
 from betaflow.sampling.parity import release, require_parity
 from tasks._arguments import model_argument
 from tasks._inputs import held_out_prompts, prompt_rows
@@ -34,6 +34,8 @@ def main() -> None:
 def samples(params: Params, name: str, folder: str | Path) -> pd.DataFrame:
     """A row a completion, as `sample` asks, of the model in `folder`, scored.
 
+    The same draws for the same `name`; independent ones for another.
+
     Raises:
         UserError: the engine's log-probabilities are not Hugging Face's.
     """
@@ -49,7 +51,7 @@ def samples(params: Params, name: str, folder: str | Path) -> pd.DataFrame:
         batch_size=BATCH,
         trust_remote_code=trust,
     )
-    rows, drawn = _draw(engine, prompts, params)
+    rows, drawn = _draw(engine, name, prompts, params)
     print(f"{name}: {len(rows)} completions by {engine.name}", flush=True)
     release(engine)
     sequences = [Encoded(row.pop("ids"), c.token_ids) for row, c in zip(rows, drawn, strict=True)]
@@ -77,16 +79,16 @@ def _prompts(params: Params, tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def _draw(
-    engine: Engine, prompts: list[dict[str, Any]], params: Params
+    engine: Engine, name: str, prompts: list[dict[str, Any]], params: Params
 ) -> tuple[list[dict[str, Any]], list[Completion]]:
     """One completion for each prompt, temperature and seed (greedy decoding needs no seed)."""
     settings = params.sample
     rows, requests = [], []
     for temperature in settings.temperatures:
         for seed in settings.seeds[:1] if temperature == 0 else settings.seeds:
-            for index, prompt in enumerate(prompts):
-                # Distinct draws for distinct prompts, the same draws for every arm.
-                draw = seed * 1_000_003 + index
+            for prompt in prompts:
+                # An arm's own: a win rate is of independent draws, whatever models are compared.
+                draw = draw_seed("sample", name, seed, prompt["id"])
                 requests.append(Request(prompt["ids"], temperature, draw, settings.max_new_tokens))
                 rows.append(
                     {

@@ -6,6 +6,7 @@ temperature of the draw.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,6 +21,12 @@ class Request(NamedTuple):
     temperature: float
     seed: int
     max_new_tokens: int
+
+
+def draw_seed(*parts: str | int) -> int:
+    """The seed of a draw that is told by all of `parts`, below 2^63: other parts, another draw."""
+    name = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
 
 class Completion(NamedTuple):
