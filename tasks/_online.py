@@ -27,7 +27,7 @@ def train_online(params: Params, arm: Arm) -> None:
     settings, online = params.dpo.training, params.dpo.online
     options = {"training": settings.model_dump(exclude=OFFLINE), "online": online.model_dump()}
     begun = begin(params, arm, settings, options)
-    policy, scorer, tokenizer, held_out, about = begun
+    policy, scorer, tokenizer, held_out, about, *_ = begun
     rows = training_prompts(tokenizer, params.pairs.max_prompt_tokens)
     if not rows:
         raise UserError("there is no prompt of at most pairs.max_prompt_tokens tokens in out/data")
@@ -55,4 +55,4 @@ def train_online(params: Params, arm: Arm) -> None:
             on_step=log.step,
             probe=curve_probe(params, arm.name, policy, policy, tokenizer, online.steps),
         )
-        end(params, arm, begun, settings, trained, figures, log, {})
+        end(begun, trained, figures, log, {})

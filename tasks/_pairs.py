@@ -161,6 +161,9 @@ class Begun(NamedTuple):
     tokenizer: Any
     held_out: ReferencedPairs
     about: dict[str, Any]
+    params: Params
+    arm: Arm | UnlabelledArm
+    settings: DPOTraining
 
 
 def begin(
@@ -182,22 +185,21 @@ def begin(
     identity = stage_fingerprint(arm.stage, {**kept, **arm.model_dump()}, arm.model_dump())
     about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
     scorer = prepare(policy, settings, pad=tokenizer.pad_token_id)
-    return Begun(policy, scorer, tokenizer, split_pairs(tokenizer, "eval", limits), about)
+    held_out = split_pairs(tokenizer, "eval", limits)
+    return Begun(policy, scorer, tokenizer, held_out, about, params, arm, settings)
 
 
 def end(
-    params: Params,
-    arm: Arm | UnlabelledArm,
     begun: Begun,
-    settings: DPOTraining,
     trained: Trained,
     figures: dict[str, float],
     log: StepLog,
     tables: Mapping[str, Table],
 ) -> None:
     """Write a trained arm to its folder; every process must call this."""
+    arm = begun.arm
     assert arm.seed is not None
-    model = whole_policy(begun.policy, params, settings, arm.seed)
+    model = whole_policy(begun.policy, begun.params, begun.settings, arm.seed)
     if is_main():
         looks = {"curve.parquet": collect(arm.name, trained.metrics)}
         finish(
@@ -217,7 +219,7 @@ def _train(
 ) -> None:
     assert arm.seed is not None and arm.learning_rate is not None
     begun = begin(params, arm, settings, {"training": options})
-    policy, scorer, tokenizer, held_out, about = begun
+    policy, scorer, tokenizer, held_out, about, *_ = begun
     pairs, read_too = read(params, tokenizer)
     count = len(units(pairs.chosen, settings.batch_of))
     steps = total_steps(count, settings.batch_size, settings.epochs)
@@ -240,4 +242,4 @@ def _train(
                 params, arm.name, policy, scorer if world() > 1 else policy, tokenizer, steps
             ),
         )
-        end(params, arm, begun, settings, trained, figures, log, read_too | dict(tables))
+        end(begun, trained, figures, log, read_too | dict(tables))

@@ -163,9 +163,9 @@ def _power(
 def _reward_model(out: Path, confidence: float) -> dict[str, Any] | None:
     """The reward model's calibration on held-out pairs; None where there are none."""
     found = pd.read_parquet(out / "reward" / "held_out.parquet")
-    prompts = {row["id"]: row["prompt"] for row in read_jsonl(out / "pairs" / "eval.jsonl")}
     if not len(found):
         return None
+    prompts = {row["id"]: row["prompt"] for row in read_jsonl(out / "pairs" / "eval.jsonl")}
     return calibration(found["margin"], found["id"].map(prompts), confidence=confidence)
 
 

@@ -154,26 +154,24 @@ def labelled(
             the chance that it is preferred.
         name: that the pairs' ids begin with.
     """
-    ids, chosen, rejected, places, gaps = [], [], [], [], []
+    ids, chosen, rejected, places = [], [], [], []
     first = 0
     for prompt, (row, scores) in enumerate(zip(sequences, rewards, strict=True)):
         for one, other in combinations(range(len(row)), 2):
             if row[one].completion == row[other].completion:
                 continue
             if rng is not None:
-                better, worse = bradley_terry_label(scores, one, other, rng)
+                won, lost = bradley_terry_label(scores, one, other, rng)
             else:
-                better, worse = (one, other) if scores[one] >= scores[other] else (other, one)
+                won, lost = (one, other) if scores[one] >= scores[other] else (other, one)
             ids.append(f"{name}/{prompt}/{one}-{other}")
-            chosen.append(row[better])
-            rejected.append(row[worse])
-            places.append((first + better, first + worse))
-            gaps.append((scores[better], scores[worse]))
+            chosen.append(row[won])
+            rejected.append(row[lost])
+            places.append((first + won, first + lost))
         first += len(row)
-    taken = torch.tensor(places, dtype=torch.long).view(-1, 2)
-    logps = reference[taken[:, 0]], reference[taken[:, 1]]
+    better, worse = torch.tensor(places, dtype=torch.long).view(-1, 2).unbind(1)
     chances = None
     if rng is None:
-        higher, lower = torch.tensor(gaps, dtype=torch.float64).view(-1, 2).unbind(1)
-        chances = preference_probability(higher, lower).float()
-    return ReferencedPairs(ids, chosen, rejected, *logps, chances)
+        every = torch.tensor([score for scores in rewards for score in scores], dtype=torch.float64)
+        chances = preference_probability(every[better], every[worse]).float()
+    return ReferencedPairs(ids, chosen, rejected, reference[better], reference[worse], chances)
