@@ -28,9 +28,8 @@ rollback: setup ## make the champion before the present one champion again
 chat: setup     ## talk to the champion and to SFT side by side (CHAT=--help: more)
 	@$(BIN)/python -m tasks.chat $(CHAT)
 
-test: setup     ## run the tests: two at a time, and then those of whole pipelines
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not door"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m door
+test: setup     ## run the tests, two files at a time: those of whole pipelines, which take longest, early
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup     ## ruff, and the layers by import-linter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

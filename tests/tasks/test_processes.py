@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import tasks.dpo
 from betaflow.config import load_params
 from betaflow.data.tokenise import Limits
+from tasks import tracking
 from tasks._inputs import stage_fingerprint
 
 LIMITS = Limits("drop", 64, 96)
+Result = tuple[list[dict[str, Any]], dict[str, torch.Tensor]]  # metrics and weights
 ARM = "dpo-b0.5-lr0.001-s0"
 GRID = ["--method", "dpo", "--beta", "0.5", "--learning-rate", "0.001"]
 STAGE = [sys.executable, "-m", "tasks.dpo", *GRID]
@@ -42,6 +48,22 @@ def environment(workspace: Path) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": tracking}
 
 
+@pytest.fixture
+def alone(
+    workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """The stage in this process, with changed settings: its result."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(tracking, "training_run", lambda *_: nullcontext(tracking.StepLog()))
+
+    def run(**changes: Any) -> Result:
+        configure(workspace, repository, processes=1, **changes)
+        tasks.dpo.main(argparse.Namespace(method="dpo", beta=0.5, learning_rate=0.001, seed=0))
+        return result(workspace)
+
+    return run
+
+
 def stage(workspace: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*STAGE, "--seed", "0"], cwd=workspace, env=environment(workspace),
@@ -49,14 +71,14 @@ def stage(workspace: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def result(workspace: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+def result(workspace: Path) -> Result:
     folder = workspace / "out/dpo" / ARM
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return rows, load_file(folder / "model.safetensors")
 
 
-def assert_same(workspace: Path, expected: tuple[list[dict[str, Any]], Any]) -> None:
-    rows, weights = result(workspace)
+def assert_same(found: Result, expected: Result) -> None:
+    rows, weights = found
     for ours, theirs in zip(rows, expected[0], strict=True):
         for name in ("loss", "grad_norm", "rewards/margin", "tokens"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
@@ -65,28 +87,24 @@ def assert_same(workspace: Path, expected: tuple[list[dict[str, Any]], Any]) -> 
         torch.testing.assert_close(tensor, expected[1][name], rtol=1e-3, atol=1e-4)
 
 
-def test_many_processes_train_as_one_and_go_on_from_each_other_s_checkpoints(
-    workspace: Path, repository: Path
+def test_two_processes_train_as_one_does_which_goes_on_from_their_checkpoint(
+    workspace: Path,
+    repository: Path,
+    alone: Callable[..., Result],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     looks = {"eval_every": 3, "sample_every": 3, "patience": 5}
-    configure(workspace, repository, processes=1, **looks)
-    done = stage(workspace)
-    assert done.returncode == 0, done.stderr
-    expected = result(workspace)
+    expected = alone(**looks)
     assert len(expected[0]) == 10
     shutil.rmtree(workspace / "out/dpo")
 
-    # Two begin and are killed; one goes on and is killed; four end it.
-    for count, at in ((2, 3), (1, 6)):
-        configure(workspace, repository, processes=count, **looks)
-        kill_at(workspace, at)
-    configure(workspace, repository, processes=4, **looks)
-    done = stage(workspace)
-    assert done.returncode == 0, done.stderr
-    resumed = [line for line in done.stdout.splitlines() if "resumed at step" in line]
-    assert len(resumed) == 1, done.stdout  # one rank speaks
-    assert int(resumed[0].split()[4]) >= 6
-    assert_same(workspace, expected)
+    configure(workspace, repository, processes=2, **looks)
+    kill_at(workspace, 6)
+    capsys.readouterr()
+    found = alone(**looks)
+    (resumed,) = [x for x in capsys.readouterr().out.splitlines() if "resumed at step" in x]
+    assert int(resumed.split()[4]) >= 6
+    assert_same(found, expected)
 
 
 def kill_at(workspace: Path, step: int) -> None:
@@ -107,13 +125,10 @@ def kill_at(workspace: Path, step: int) -> None:
 
 
 def test_two_processes_save_on_sigterm_and_train_adapters(
-    workspace: Path, repository: Path
+    workspace: Path, repository: Path, alone: Callable[..., Result]
 ) -> None:
     lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None}
-    configure(workspace, repository, lora=lora)
-    done = stage(workspace)
-    assert done.returncode == 0, done.stderr
-    expected = result(workspace)
+    expected = alone(lora=lora)
     assert set(expected[1]) == set(load_file(workspace / "out/sft/model.safetensors"))
     shutil.rmtree(workspace / "out/dpo")
 
@@ -132,8 +147,8 @@ def test_two_processes_save_on_sigterm_and_train_adapters(
     assert "saved step" in out, out
     done = stage(workspace)
     assert done.returncode == 0, done.stderr
-    assert "resumed at step" in done.stdout
-    assert_same(workspace, expected)
+    assert done.stdout.count("resumed at step") == 1, done.stdout  # one rank speaks
+    assert_same(result(workspace), expected)
 
 
 def test_spreading_the_work_does_not_make_another_run(
