@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from betaflow.errors import UserError
-from betaflow.objectives.options import LossName, check_options
+from betaflow.objectives.options import PUBLISHED, WITHOUT_OPTIONS, LossName, check_options
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -299,9 +299,7 @@ class DPOTraining(PairTraining):
         """These settings with the method's loss: for IPO and SLiC as published, without options."""
         if method in ("dpo", "online_dpo"):
             return self
-        losses: dict[str, LossName] = {"ipo": "ipo", "slic": "hinge"}
-        plain = {"label_smoothing": 0.0, "length_normalised": False, "margin": 0.0}
-        return self.model_copy(update={"loss": losses[method], **plain})
+        return self.model_copy(update={"loss": PUBLISHED[method], **WITHOUT_OPTIONS})
 
 
 class OnlineSettings(Section):

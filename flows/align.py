@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before Prefect is imported, which reads its settin
     by_hand()
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -30,8 +29,6 @@ from flows.graph import dirty_stages, open_workspace, read_graph
 from flows.lock import workspace_lock
 from flows.schedule import AGAIN, StagesFailed, run_all
 from flows.stages import GRACE, end_processes, of_workspace
-
-TEMPORARY = Path("out/.local/tmp")
 
 # What the run shows besides Prefect's log; `main` puts a real one here.
 _display: Display = Display()
@@ -53,7 +50,6 @@ def align() -> None:
     with workspace_lock(workspace):
         # We hold the lock, so these belong to a flow that was killed.
         end_processes(lambda: of_workspace(workspace), GRACE)
-        shutil.rmtree(workspace / TEMPORARY, ignore_errors=True)  # of processes that were killed
         with open_workspace(workspace) as repo:
             graph = read_graph(repo)
             dirty = dirty_stages(repo, graph)

@@ -34,12 +34,16 @@ NEUTRAL = {"threads", "batch_size", "logprob_tolerance"}
 
 
 class Evidence(NamedTuple):
-    """One model's samples (columns as in out/samples), lm-eval results and content fingerprint."""
+    """One model's samples (columns as in out/samples), lm-eval results and content fingerprint.
+
+    `drawn_as`: the name by whose seeds the samples were drawn (see `tasks.sample`).
+    """
 
     name: str
     samples: pd.DataFrame
     benchmark: dict[str, Any]
     content: str | None
+    drawn_as: str | None = None
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -96,6 +100,7 @@ def of_arm(arm: Arm) -> Evidence:
         read_table(Path(f"out/samples/{arm.name}.parquet")),
         read_json(f"out/benchmark/{arm.name}.json"),
         content(arm.model_dir),
+        arm.name,
     )
 
 
@@ -135,6 +140,7 @@ def of_version(params: Params, registry: Registry, version: Version) -> Evidence
             read_table(kept / PARTS["samples"]),
             read_json(kept / PARTS["benchmark"]),
             version.tags.get(f"{TAG}content"),
+            MODEL if "samples" in old else arm,
         )
 
 

@@ -12,6 +12,7 @@ import yaml
 from betaflow.config import Arm, Params
 from betaflow.evaluation.promotion import Rule
 from betaflow.report.estimates import Row
+from betaflow.report.html import settings_text
 from betaflow.report.methods import label, setting
 from betaflow.report.text import estimate, on_a_line, significant
 from tasks.tracking import dvc_hashes, git_tags
@@ -70,7 +71,7 @@ def model_card(
             limits(params, arm, rows),
             "## Settings\n",
             "```yaml",
-            yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False) + "```\n",
+            settings_text(params) + "```\n",
         ]
     )
 

@@ -180,6 +180,7 @@ def begin(
         **options,
         "pairs": limits._asdict(),
         "curve": params.curve.model_dump(),
+        "curve_tokens": params.sample.max_new_tokens,
         "precision": params.model.precision,
     }
     identity = stage_fingerprint(arm.stage, {**kept, **arm.model_dump()}, arm.model_dump())

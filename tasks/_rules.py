@@ -78,7 +78,7 @@ def rules(
 def judged_against(
     params: Params, challenger: Evidence, champion: Evidence
 ) -> tuple[pd.DataFrame, dict[str, object] | None]:
-    """The judge's preferences for the challenger, on the same prompts and seeds.
+    """The judge's preferences for the challenger, on the same prompts, of independent draws.
 
     Returns:
         In domain, at `promotion.temperature`: prompt_id, preference (NaN: no verdict), and both
@@ -86,6 +86,12 @@ def judged_against(
         answers took (`Usage`), None where none was asked for this.
     """
     a, b = (_in_question(params, one.samples) for one in (challenger, champion))
+    if (
+        challenger.drawn_as is not None
+        and challenger.drawn_as == champion.drawn_as
+        and challenger.content != champion.content
+    ):  # an arm trained anew draws by the seeds that its champion drew by
+        b = _shifted(b)
     score = judge_column(params.compare)
     pairs = paired(a, b, ["completion", "completion_tokens", score])
     if params.compare.judge != "llm":
@@ -96,6 +102,13 @@ def judged_against(
     # Of a champion from elsewhere nothing was asked yet; answers are kept, and asked for once.
     found, usage = judge(pairs.assign(prompt=a["prompt"].to_numpy()), params.compare)
     return pairs.assign(preference=found["preference"].to_numpy()), usage
+
+
+def _shifted(samples: pd.DataFrame) -> pd.DataFrame:
+    """Each draw of a prompt under the seed of the next one, where there are several."""
+    seeds = sorted(samples["seed"].unique())
+    following = dict(zip(seeds, [*seeds[1:], *seeds[:1]], strict=True))
+    return samples.assign(seed=samples["seed"].map(following))
 
 
 def _verdicts(arm: str) -> pd.DataFrame:

@@ -32,7 +32,7 @@ PARTS = LOCAL / "optimum"
 PART = 4096  # draws of a part, or one prompt's where those are more
 DRAWN_TOGETHER, SCORED_TOGETHER = 512, 256  # completions a forward pass
 LOGPS_TOKENS = 16384  # tokens a forward pass of the log-probabilities
-FIRST = 1_000_000  # seed of a prompt's first draw: `sample` has the small ones
+FIRST = 1_000_000  # seed of a prompt's first draw
 
 COLUMNS = {
     "prompt_id": pa.string(),

@@ -68,6 +68,7 @@ def train(
     kept = {
         "training": settings.model_dump(),
         "curve": params.curve.model_dump(),
+        "curve_tokens": params.sample.max_new_tokens,
         "precision": params.model.precision,
     }
     point = arm.model_dump()

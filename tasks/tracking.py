@@ -205,10 +205,14 @@ def dvc_hashes() -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
 
 
+# Methods that learn from, or choose among draws for, texts and prompts: not from given pairs.
+OF_PROMPTS = ("sft", "best_of_n", "online_dpo", "ppo", "ppo_gt")
+
+
 def _dataset(method: str) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    path = "out/data" if method in ("sft", "best_of_n") else "out/pairs"
+    path = "out/data" if method in OF_PROMPTS else "out/pairs"
     digest = dvc_hashes().get(path, "unknown").removesuffix(".dir")
     dataset = Dataset(path, digest, source_type="local", source=json.dumps({"uri": path}))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

@@ -1,7 +1,7 @@
 """Win rates: how often one arm's completion is preferred to another's on the same prompt.
 
-The judge is any score, higher is better. Two arms are compared sample by sample (same prompt,
-temperature and seed), which makes the comparison a paired one.
+The judge is any score, higher is better. Two arms are compared sample by sample (same prompt and
+temperature; draws of the same seed number, which are independent: each arm has seeds of its own).
 """
 
 from __future__ import annotations

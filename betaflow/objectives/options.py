@@ -10,6 +10,10 @@ LossName = Literal[
 ]
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 
+# The loss of the paper's other methods, used as it was published: without options.
+PUBLISHED: dict[str, LossName] = {"ipo": "ipo", "slic": "hinge"}
+WITHOUT_OPTIONS = {"label_smoothing": 0.0, "length_normalised": False, "margin": 0.0}
+
 USED_BY: dict[str, tuple[LossName, ...]] = {
     "label_smoothing": ("sigmoid", "robust"),
     "length_normalised": ("sigmoid", "ipo", "simpo"),

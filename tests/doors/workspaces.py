@@ -60,6 +60,7 @@ SMALL_HH: dict[str, Any] = {
     "dpo.grid.beta": [0.1],
     "dpo.training.epochs": 1.0,
     "reward.epochs": 1.0,
+    "ppo.grid.beta": [0.1],
     "ppo.training.iterations": 2,
     "ppo.training.batch_size": 8,
     "ppo.training.micro_batch_size": 8,

@@ -208,6 +208,35 @@ def evidence(name: str, **changes: Any) -> Evidence:
     return Evidence(name, table, benchmark(name), name)
 
 
+def test_an_arm_trained_anew_is_not_judged_by_the_seeds_of_its_champion(sweep: Params) -> None:
+    """The champion has the same name, and so the same seeds: what is paired must be other draws."""
+    drawn = pd.DataFrame(
+        [
+            {"prompt_id": prompt, "domain": "in", "temperature": 1.0, "seed": seed,
+             "completion": f"{prompt}{seed}", "completion_tokens": seed, "gold_reward": seed}
+            for prompt in "ab" for seed in (3, 5, 9)
+        ]
+    )  # fmt: skip
+    new = Evidence(GOOD, drawn, {}, "new", GOOD)
+    old = Evidence(f"version 1 ({GOOD})", drawn, {}, "old", GOOD)
+
+    def partners(champion: Evidence) -> set[tuple[str, str]]:
+        pairs, _ = judged_against(sweep, new, champion)
+        return set(zip(pairs["completion_a"], pairs["completion_b"], strict=True))
+
+    itself = {(f"{prompt}{seed}",) * 2 for prompt in "ab" for seed in (3, 5, 9)}
+    assert partners(old._replace(content="new")) == itself  # the very model
+    assert partners(old._replace(drawn_as="model")) == itself  # its draws have other seeds
+    turned = {
+        (f"{p}{ours}", f"{p}{theirs}") for p in "ab" for ours, theirs in ((3, 9), (5, 3), (9, 5))
+    }
+    assert partners(old) == turned
+    greedy = drawn[drawn["seed"] == 3]
+    alone = [found._replace(samples=greedy) for found in (new, old)]
+    pairs, _ = judged_against(sweep, *alone)
+    assert len(pairs) == 2
+
+
 def test_naming_an_arm_of_another_method_widens_its_intervals(sweep: Params) -> None:
     (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
     good, sft = evidence(GOOD), evidence("sft")
@@ -446,7 +475,7 @@ def test_a_champion_of_other_inputs_is_sampled_anew(
     assert registry().download(1, "nothing", Path.cwd()) is None
     assert set(made.samples["completion_tokens"]) <= set(range(6))
     assert made.samples["prompt_id"].nunique() == 4
-    expected = samples(params, "x", download_artifacts("models:/betaflow@champion/model"))
+    expected = samples(params, "model", download_artifacts("models:/betaflow@champion/model"))
     pd.testing.assert_frame_equal(made.samples, expected)
 
     tokenizer = Path("out/sft/tokenizer.json")

@@ -52,6 +52,8 @@ def test_a_run_holds_params_steps_final_figures_and_data(workspace: Path, params
     history = tracker.client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in ROWS]
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["out/pairs"]
+    for method, data in (("ppo", "out/data"), ("ipo", "out/pairs"), ("online_dpo", "out/data")):
+        assert tracking._dataset(method).dataset.name == data
 
 
 def test_an_arm_without_a_model_is_known_by_its_samples(workspace: Path, params: Params) -> None:
