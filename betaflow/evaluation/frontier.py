@@ -50,11 +50,15 @@ class Fraction(NamedTuple):
 
 
 class Area(NamedTuple):
-    """`fraction` of the area between optimum and pi_ref's reward, for KLs of low_kl to high_kl."""
+    """`fraction` of the area between optimum and pi_ref's reward, for KLs of low_kl to high_kl.
+
+    `resampled`: (resamples,) what it is on each resample of the prompts; empty where it is NaN.
+    """
 
     fraction: Estimate
     low_kl: float
     high_kl: float
+    resampled: Array
 
 
 def ceiling(
@@ -177,7 +181,7 @@ def area_fraction(
         raise ValueError(f"not a range of KLs: {low_kl} to {high_kl}")
     high_kl = min(high_kl, found.trusted_kl)
     if high_kl - low_kl < 1e-9:
-        return Area(UNKNOWN, low_kl, high_kl)
+        return Area(UNKNOWN, low_kl, high_kl, np.array([]))
     even = np.full((1, prompts), 1 / prompts)
     weights = np.concatenate([even, prompt_weights(prompts, resamples, seed)])
     at = low_kl + (high_kl - low_kl) * np.linspace(0, 1, STRIPS + 1) ** 2
@@ -190,7 +194,27 @@ def area_fraction(
     excess = float(shares[1:].mean() - shares[0])
     raw = percentile_interval(float(shares[0] - excess), shares[1:], prompts, confidence)
     fraction = raw._replace(low=raw.low - 2 * excess, high=raw.high - 2 * excess)
-    return Area(fraction, low_kl, high_kl)
+    return Area(fraction, low_kl, high_kl, shares[1:] - 2 * excess)
+
+
+def area_difference(one: Area, other: Area, prompts: int, confidence: float = 0.95) -> Estimate:
+    """How much larger one method's area is than another's, as a fraction of the optimum's.
+
+    Both are of the same resamples of the same prompts, so that what the prompts have in common
+    falls out: intervals that overlap do not tell whether two methods differ, this does.
+
+    Args:
+        one, other: of `area_fraction`, with the same prompts, resamples and seed.
+        prompts: how many there were.
+
+    Returns:
+        NaN where either is, or where they are of other ranges of KL or other resamples.
+    """
+    same = (one.low_kl, one.high_kl) == (other.low_kl, other.high_kl)
+    if not same or not len(one.resampled) or one.resampled.shape != other.resampled.shape:
+        return UNKNOWN
+    estimate = one.fraction.estimate - other.fraction.estimate
+    return percentile_interval(estimate, one.resampled - other.resampled, prompts, confidence)
 
 
 def hull_at(kl: ArrayLike, gain: ArrayLike, at: ArrayLike) -> Array:

@@ -15,10 +15,11 @@ import pandas as pd
 from betaflow.config import Arm, CompareSettings
 from betaflow.errors import UserError
 from betaflow.evaluation.best_of_n import best_of_n
-from betaflow.evaluation.bootstrap import Estimate, percentile_interval
+from betaflow.evaluation.bootstrap import UNKNOWN, Estimate, percentile_interval
 from betaflow.evaluation.frontier import (
     Area,
     Fraction,
+    area_difference,
     area_fraction,
     ceiling,
     fraction_of_optimum,
@@ -28,9 +29,10 @@ from betaflow.evaluation.frontier import (
 from betaflow.evaluation.optimum import Array, Optimum, reward_at, trace
 from betaflow.report.estimates import KL_TEMPERATURE, Row, check_samples, judge_column, spread
 from betaflow.report.estimates import interval as mean_interval
-from betaflow.report.methods import label
+from betaflow.report.methods import LABELS, label
 
 LOW_KL, HIGH_KL = 1.0, 4.0  # nats: where methods are compared as a whole
+DPO = LABELS["dpo"]  # the method that the others are compared with
 LARGEST_N = 128  # of the curve of Best-of-N, by powers of 2
 ARM_COLUMNS = [f"{name}{end}" for name in ("reward", "kl") for end in ("", "_low", "_high")]
 ARM_COLUMNS += ["optimum", "fraction", "fraction_low", "fraction_high", "note"]
@@ -217,7 +219,10 @@ def _methods(
     draws: Draws,
     settings: CompareSettings,
 ) -> list[Row]:
-    """By method, the share of the optimum's area: over its arms' ends, and over all looks."""
+    """By method, the share of the optimum's area: over its arms' ends, and over all looks.
+
+    `difference`: the first less that of DPO, or of the first method where there is no DPO.
+    """
     groups: dict[str, list[str]] = {}
     for arm in arms:
         if arm.method != "sft":
@@ -225,15 +230,21 @@ def _methods(
     tables = [table for table in curves.values() if "gold_reward" in table]
     common = set(draws.prompts).intersection(*(set(table["prompt_id"]) for table in tables))
     seen = draws.of(sorted(common)) if tables and len(common) > 1 else None
+    areas = {
+        name: _area([own[member] for member in members], draws, settings)
+        for name, members in groups.items()
+    }
+    against = DPO if DPO in groups else next(iter(groups), "")
     rows = []
     for name, members in groups.items():
+        ends = areas[name]
+        difference = area_difference(ends, areas[against], len(draws.prompts), settings.confidence)
         looks = [
             look[look["prompt_id"].isin(common)]
             for member in members
             if member in curves and "gold_reward" in curves[member]
             for _, look in curves[member].groupby("step")
         ]
-        ends = _area([own[member] for member in members], draws, settings)
         rows.append(
             {
                 "method": name,
@@ -241,6 +252,8 @@ def _methods(
                 "low_kl": ends.low_kl,
                 "high_kl": ends.high_kl,
                 **spread("area", ends.fraction),
+                "against": None if name == against else against,
+                **spread("difference", UNKNOWN if name == against else difference),
                 "prompts": len(draws.prompts),
                 "looks": len(looks),
                 "looks_prompts": len(seen.prompts) if seen else 0,
@@ -254,8 +267,7 @@ def _area(points: Sequence[pd.DataFrame], draws: Draws, settings: CompareSetting
     """`area_fraction` of points, each a table of completions."""
     high = min(HIGH_KL, draws.found.trusted_kl)
     if not points or high <= LOW_KL:
-        unknown = float("nan")
-        return Area(Estimate(unknown, unknown, unknown, unknown), LOW_KL, high)
+        return Area(UNKNOWN, LOW_KL, high, np.array([]))
     rewards, kls = (
         np.array([prompt_means(t[name], t["prompt_id"], draws.prompts) for t in points])
         for name in ("gold_reward", "kl")

@@ -61,7 +61,10 @@ def against_optimum(frontier: Mapping[str, Any], plots: Path) -> dict[str, Any] 
         return None
     title = "Reward against KL, and the closed-form optimum"
     (figure,) = images(plots, {"frontier": title}, {"frontier": alt_text(frontier)})
-    columns = [("its arms", "area"), ("all looks", "looks_area")]
+    columns = [("% of the optimum's area, its arms", "area")]
+    others = [row["against"] for row in frontier["methods"] if row["against"]]
+    columns += [(f"points more than {others[0]}", "difference")] if others else []
+    columns += [("% of the optimum's area, all looks", "looks_area")]
     shown = [
         item for item in columns if any(row[item[1]] is not None for row in frontier["methods"])
     ]
@@ -71,6 +74,8 @@ def against_optimum(frontier: Mapping[str, Any], plots: Path) -> dict[str, Any] 
         "trusted_kl": f"{best['trusted_kl']:.2f}",
         "violations": frontier["violations"],
         "titles": [title for title, _ in shown],
+        "has_difference": any(name == "difference" for _, name in shown),
+        "has_looks": any(name == "looks_area" for _, name in shown),
         "methods": [
             {
                 "method": row["method"],
@@ -90,6 +95,7 @@ def _area_of(row: Row, name: str) -> str:
     """Of how many points and prompts a method's area is; nothing where there is none."""
     points, prompts = {
         "area": ("arms", "prompts"),
+        "difference": ("arms", "prompts"),
         "looks_area": ("looks", "looks_prompts"),
     }[name]
     return "" if row[name] is None else f"{row[points]:,} {points}, {row[prompts]:,} prompts"

@@ -18,6 +18,7 @@ from enumerated import (
 
 from betaflow.evaluation.bootstrap import mean_interval, percentile_interval
 from betaflow.evaluation.frontier import (
+    area_difference,
     area_fraction,
     ceiling,
     fraction_of_optimum,
@@ -261,3 +262,48 @@ def test_coverage_of_the_area_with_many_noisy_arms() -> None:
         estimates.append(area.estimate)
     assert 0.91 <= covered / 200 <= 0.98
     assert np.mean(estimates) == pytest.approx(true, abs=0.03)
+
+
+def test_coverage_of_the_difference_of_areas() -> None:
+    """200 experiments with two methods of 4 arms, 48 prompts: the prompts' luck is both's."""
+    random = np.random.default_rng(12)
+    world = make_world(random, prompts=400)
+    errors = random.normal(size=(2, *world.rewards.shape))
+    methods = [
+        [best_policy(world._replace(rewards=world.rewards + scale * error), beta)
+         for beta in np.geomspace(3, 0.7, 4)]
+        for scale, error in zip((0.3, 1.0), errors, strict=True)
+    ]  # fmt: skip
+    at = np.linspace(0.05, 1, 100)
+    reference = rewards_of(world, world.reference).mean()
+    best = np.array([best_reward(world, each) for each in at]) - reference
+    shares = [
+        hull_at(
+            [kls_of(world, policy).mean() for policy in policies],
+            [rewards_of(world, policy).mean() - reference for policy in policies],
+            at,
+        ).mean() / best.mean()
+        for policies in methods
+    ]  # fmt: skip
+    true = shares[0] - shares[1]
+    assert true > 0.1
+    covered = 0
+    for experiment in range(200):
+        picked = random.integers(0, 400, 48)
+        part = world.of(picked)
+        found = trace(drawn_rewards(random, part, 256))
+        areas = [
+            area_fraction(
+                [np.take_along_axis(part.rewards, draw(random, policy[picked], 8), 1).mean(axis=1)
+                 for policy in policies],
+                [kls_of(part, policy[picked]) for policy in policies],
+                found, 0.05, 1.0, resamples=200, seed=experiment,
+            )
+            for policies in methods
+        ]  # fmt: skip
+        difference = area_difference(areas[0], areas[1], 48)
+        covered += difference.low <= true <= difference.high
+    assert 0.91 <= covered / 200 <= 0.98
+    assert area_difference(areas[0], areas[0], 48) == (0, 0, 0, 0)
+    cut = areas[1]._replace(high_kl=0.5)
+    assert all(map(math.isnan, area_difference(areas[0], cut, 48)))

@@ -144,6 +144,12 @@ def test_methods_as_wholes(known: Draws, samples: dict[str, pd.DataFrame]) -> No
     assert (dpo["low_kl"], dpo["high_kl"]) == (1.0, known.found.trusted_kl)
     assert 2 < known.found.trusted_kl < 4
     assert methods["PPO"]["area"] < dpo["area"] < 0.9
+    assert dpo["against"] is None
+    assert np.isnan(dpo["difference"])
+    ppo = methods["PPO"]
+    assert ppo["against"] == "DPO"
+    assert ppo["difference"] == pytest.approx(ppo["area"] - dpo["area"])
+    assert ppo["difference_low"] < ppo["difference"] < ppo["difference_high"]
     assert methods["PPO"]["looks"] == 0
     assert np.isnan(methods["PPO"]["looks_area"])
     assert (dpo["prompts"], dpo["looks_prompts"]) == (PROMPTS, 12)
