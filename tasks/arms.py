@@ -22,9 +22,11 @@ from betaflow.io import write_json
 from betaflow.training import checkpoints
 from tasks._main import run
 
-# So that the folder is there, for `compare`, where the sweep has no arm of such a stage.
+# In a folder of its own it makes sure that the folder is there, for the stages that read it, where
+# the sweep has no such arm.
+LIST = "arms.json"
 MAYBE_NONE = ("ipo", "unlikelihood")
-UNLABELLED = Path("out/unlabelled/arms.json")  # the same, for the stage `unlabelled`
+UNLABELLED = Path("out/unlabelled", LIST)
 
 
 def main() -> None:
@@ -37,8 +39,8 @@ def main() -> None:
         for stage in ("dpo", *MAYBE_NONE, "ppo")
     }
     for stage in MAYBE_NONE:
-        keep[Path("out", stage)].add(UNLABELLED.name)
-    keep[UNLABELLED.parent] = {UNLABELLED.name} | _unlabelled(params)
+        keep[Path("out", stage)].add(LIST)
+    keep[UNLABELLED.parent] = {LIST} | _unlabelled(params)
     keep[Path("out/samples")] = {f"{arm.name}.parquet" for arm in sweep}
     keep[Path("out/benchmark")] = {f"{arm.name}.json" for arm in models}
     for folder, names in keep.items():
@@ -48,10 +50,10 @@ def main() -> None:
                 checkpoints.clear(path.name)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     rows = [{"name": arm.name, **arm.model_dump()} for arm in sweep]
-    write_json("out/arms.json", rows)
+    write_json(Path("out", LIST), rows)
     for stage in MAYBE_NONE:
         own = [row for arm, row in zip(sweep, rows, strict=True) if arm.stage == stage]
-        write_json(Path("out", stage, UNLABELLED.name), own)
+        write_json(Path("out", stage, LIST), own)
     write_json(UNLABELLED, [{"name": arm.name, **arm.model_dump()} for arm in beside])
 
 
