@@ -55,6 +55,11 @@ def curve_probe(
     return look
 
 
+def about_looks(params: Params) -> dict[str, Any]:
+    """The settings that an arm's looks depend on, for its identity and its record."""
+    return {"curve": params.curve.model_dump(), "curve_tokens": params.sample.max_new_tokens}
+
+
 def held_out_probe(params: Params, tokenizer: Any) -> Probe:
     """What is asked at every look: of every arm the same, so that their draws are alike."""
     gold: Callable[[str], float] | None = None

@@ -24,7 +24,7 @@ from betaflow.training.loop import Trained, total_steps
 from betaflow.training.prepare import prepare
 from betaflow.training.trees import units
 from tasks import tracking
-from tasks._curve import collect, curve_probe
+from tasks._curve import about_looks, collect, curve_probe
 from tasks._inputs import encode_pairs, stage_fingerprint
 from tasks._main import set_threads
 from tasks._processes import processes
@@ -179,8 +179,7 @@ def begin(
     kept = {
         **options,
         "pairs": limits._asdict(),
-        "curve": params.curve.model_dump(),
-        "curve_tokens": params.sample.max_new_tokens,
+        **about_looks(params),
         "precision": params.model.precision,
     }
     identity = stage_fingerprint(arm.stage, {**kept, **arm.model_dump()}, arm.model_dump())

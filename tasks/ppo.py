@@ -21,7 +21,7 @@ from betaflow.sampling.parity import release
 from betaflow.training.ppo import Models, Reward, Score, reference_scale, train_ppo
 from tasks import tracking
 from tasks._arguments import grid_arguments
-from tasks._curve import collect, curve_probe
+from tasks._curve import about_looks, collect, curve_probe
 from tasks._inputs import stage_fingerprint, training_prompts
 from tasks._main import run, set_threads
 from tasks._training import finish
@@ -67,8 +67,7 @@ def train(
         raise UserError("there is no prompt of at most pairs.max_prompt_tokens tokens in out/data")
     kept = {
         "training": settings.model_dump(),
-        "curve": params.curve.model_dump(),
-        "curve_tokens": params.sample.max_new_tokens,
+        **about_looks(params),
         "precision": params.model.precision,
     }
     point = arm.model_dump()

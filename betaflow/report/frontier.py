@@ -238,7 +238,11 @@ def _methods(
     rows = []
     for name, members in groups.items():
         ends = areas[name]
-        difference = area_difference(ends, areas[against], len(draws.prompts), settings.confidence)
+        compared = against if name != against else None
+        difference = UNKNOWN
+        if compared:
+            other = areas[compared]
+            difference = area_difference(ends, other, len(draws.prompts), settings.confidence)
         looks = [
             look[look["prompt_id"].isin(common)]
             for member in members
@@ -252,8 +256,8 @@ def _methods(
                 "low_kl": ends.low_kl,
                 "high_kl": ends.high_kl,
                 **spread("area", ends.fraction),
-                "against": None if name == against else against,
-                **spread("difference", UNKNOWN if name == against else difference),
+                "against": compared,
+                **spread("difference", difference),
                 "prompts": len(draws.prompts),
                 "looks": len(looks),
                 "looks_prompts": len(seen.prompts) if seen else 0,

@@ -74,8 +74,7 @@ def against_optimum(frontier: Mapping[str, Any], plots: Path) -> dict[str, Any] 
         "trusted_kl": f"{best['trusted_kl']:.2f}",
         "violations": frontier["violations"],
         "titles": [title for title, _ in shown],
-        "has_difference": any(name == "difference" for _, name in shown),
-        "has_looks": any(name == "looks_area" for _, name in shown),
+        "shown": [name for _, name in shown],
         "methods": [
             {
                 "method": row["method"],

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from enumerated import (
+    World,
     best_policy,
     best_reward,
     draw,
@@ -18,6 +19,7 @@ from enumerated import (
 
 from betaflow.evaluation.bootstrap import mean_interval, percentile_interval
 from betaflow.evaluation.frontier import (
+    Area,
     area_difference,
     area_fraction,
     ceiling,
@@ -233,33 +235,53 @@ def test_coverage_of_the_fraction_and_of_the_ceiling() -> None:
     assert np.mean(estimates) == pytest.approx(true, abs=0.01)
 
 
+LOW, HIGH = 0.05, 1.0  # nats: of the areas whose coverage is simulated
+
+
+def true_area(world: World, policies: list[np.ndarray]) -> float:
+    """A method's share of the optimum's area, exactly."""
+    reference = rewards_of(world, world.reference).mean()
+    at = np.linspace(LOW, HIGH, 100)
+    kls = [kls_of(world, policy).mean() for policy in policies]
+    gains = [rewards_of(world, policy).mean() - reference for policy in policies]
+    best = np.array([best_reward(world, each) for each in at]) - reference
+    return float(hull_at(kls, gains, at).mean() / best.mean())
+
+
+def areas_seen(
+    random: np.random.Generator,
+    world: World,
+    methods: list[list[np.ndarray]],
+    samples: int,
+    experiment: int,
+) -> list[Area]:
+    """Every method's area in an experiment: 48 prompts, and as many samples of each arm."""
+    picked = random.integers(0, 400, 48)
+    part = world.of(picked)
+    found = trace(drawn_rewards(random, part, 256))
+    return [
+        area_fraction(
+            [np.take_along_axis(part.rewards, draw(random, policy[picked], samples), axis=1)
+             .mean(axis=1) for policy in policies],
+            [kls_of(part, policy[picked]) for policy in policies],
+            found, LOW, HIGH, resamples=200, seed=experiment,
+        )
+        for policies in methods
+    ]  # fmt: skip
+
+
 def test_coverage_of_the_area_with_many_noisy_arms() -> None:
     """200 experiments with 8 arms of 2 samples on 48 prompts: the hull of noise lies high."""
     random = np.random.default_rng(11)
     world = make_world(random, prompts=400)
     wrong = world._replace(rewards=world.rewards + 0.7 * random.normal(size=world.rewards.shape))
     policies = [best_policy(wrong, beta) for beta in np.geomspace(3, 0.7, 8)]
-    reference = rewards_of(world, world.reference).mean()
-    at = np.linspace(0.05, 1, 100)
-    kls = [kls_of(world, policy).mean() for policy in policies]
-    gains = [rewards_of(world, policy).mean() - reference for policy in policies]
-    best = np.array([best_reward(world, each) for each in at]) - reference
-    true = hull_at(kls, gains, at).mean() / best.mean()
+    true = true_area(world, policies)
     covered, estimates = 0, []
     for experiment in range(200):
-        picked = random.integers(0, 400, 48)
-        part = world.of(picked)
-        found = trace(drawn_rewards(random, part, 256))
-        rewards = [
-            np.take_along_axis(part.rewards, draw(random, policy[picked], 2), axis=1).mean(axis=1)
-            for policy in policies
-        ]
-        arm_kls = [kls_of(part, policy[picked]) for policy in policies]
-        area = area_fraction(
-            rewards, arm_kls, found, 0.05, 1.0, resamples=200, seed=experiment
-        ).fraction
-        covered += area.low <= true <= area.high
-        estimates.append(area.estimate)
+        (area,) = areas_seen(random, world, [policies], 2, experiment)
+        covered += area.fraction.low <= true <= area.fraction.high
+        estimates.append(area.fraction.estimate)
     assert 0.91 <= covered / 200 <= 0.98
     assert np.mean(estimates) == pytest.approx(true, abs=0.03)
 
@@ -274,33 +296,12 @@ def test_coverage_of_the_difference_of_areas() -> None:
          for beta in np.geomspace(3, 0.7, 4)]
         for scale, error in zip((0.3, 1.0), errors, strict=True)
     ]  # fmt: skip
-    at = np.linspace(0.05, 1, 100)
-    reference = rewards_of(world, world.reference).mean()
-    best = np.array([best_reward(world, each) for each in at]) - reference
-    shares = [
-        hull_at(
-            [kls_of(world, policy).mean() for policy in policies],
-            [rewards_of(world, policy).mean() - reference for policy in policies],
-            at,
-        ).mean() / best.mean()
-        for policies in methods
-    ]  # fmt: skip
-    true = shares[0] - shares[1]
+    one, other = (true_area(world, policies) for policies in methods)
+    true = one - other
     assert true > 0.1
     covered = 0
     for experiment in range(200):
-        picked = random.integers(0, 400, 48)
-        part = world.of(picked)
-        found = trace(drawn_rewards(random, part, 256))
-        areas = [
-            area_fraction(
-                [np.take_along_axis(part.rewards, draw(random, policy[picked], 8), 1).mean(axis=1)
-                 for policy in policies],
-                [kls_of(part, policy[picked]) for policy in policies],
-                found, 0.05, 1.0, resamples=200, seed=experiment,
-            )
-            for policies in methods
-        ]  # fmt: skip
+        areas = areas_seen(random, world, methods, 8, experiment)
         difference = area_difference(areas[0], areas[1], 48)
         covered += difference.low <= true <= difference.high
     assert 0.91 <= covered / 200 <= 0.98

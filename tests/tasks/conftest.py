@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,16 @@ from betaflow.data.tokenise import Limits
 from betaflow.io import write_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.policy.scorer import Scorer, all_sequence_logps
+from tasks import tracking
 from tasks._inputs import encode_pairs
 
 LIMITS = Limits("drop", 64, 96)
+
+
+@pytest.fixture
+def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training runs that tell no MLflow of their steps."""
+    monkeypatch.setattr(tracking, "training_run", lambda *_: nullcontext(tracking.StepLog()))
 
 
 @pytest.fixture

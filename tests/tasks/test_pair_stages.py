@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import yaml
 import tasks.dpo
 import tasks.ipo
 import tasks.unlikelihood
-from tasks import tracking
 
 POINT = {"learning_rate": 0.001, "seed": 0}
 AS_SET = {"label_smoothing": 0.1, "length_normalised": True}
@@ -23,7 +21,9 @@ AS_PUBLISHED = {"label_smoothing": 0.0, "length_normalised": False}
 
 
 @pytest.fixture
-def here(workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(
+    workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, untracked: None
+) -> Path:
     """The workspace, whose params ask for five steps of a DPO with options of its own."""
     params = yaml.safe_load((repository / "params.yaml").read_text())
     params["dpo"]["training"] |= {
@@ -32,7 +32,6 @@ def here(workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
     }  # fmt: skip
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(tracking, "training_run", lambda *_: nullcontext(tracking.StepLog()))
     return workspace
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from betaflow.io import write_jsonl
 from betaflow.policy.loading import load_reward_model, load_tokenizer, save_model
 from betaflow.worlds.lexicon import OPINIONS
 from betaflow.worlds.sentiment import gold_reward
-from tasks import tracking
 from tasks._curve import collect
 
 POINT = {"beta": 0.1, "target_kl": 0, "learning_rate": 0.001, "seed": 0}
@@ -28,7 +26,9 @@ PROMPTS = [f"number {n} is a {word} film" for n, word in zip(range(12), OPINIONS
 
 
 @pytest.fixture
-def here(workspace: Path, tiny: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(
+    workspace: Path, tiny: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, untracked: None
+) -> Path:
     """The workspace with a reward model and prompts, and three iterations to make."""
     params = yaml.safe_load((repository / "params.yaml").read_text())
     params["ppo"]["training"] |= {
@@ -47,7 +47,6 @@ def here(workspace: Path, tiny: Path, repository: Path, monkeypatch: pytest.Monk
     write_jsonl(workspace / "out/data/prompts_unlabelled.jsonl", rows[6:9])
     write_jsonl(workspace / "out/data/prompts_eval.jsonl", rows[9:])
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(tracking, "training_run", lambda *_: nullcontext(tracking.StepLog()))
     return workspace
 
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from safetensors.torch import load_file
 import tasks.dpo
 from betaflow.config import load_params
 from betaflow.data.tokenise import Limits
-from tasks import tracking
 from tasks._inputs import stage_fingerprint
 
 LIMITS = Limits("drop", 64, 96)
@@ -50,11 +48,10 @@ def environment(workspace: Path) -> dict[str, str]:
 
 @pytest.fixture
 def alone(
-    workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, untracked: None
 ) -> Callable[..., Result]:
     """The stage in this process, with changed settings: its result."""
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(tracking, "training_run", lambda *_: nullcontext(tracking.StepLog()))
 
     def run(**changes: Any) -> Result:
         configure(workspace, repository, processes=1, **changes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from betaflow.policy.loading import load_reward_model, load_tokenizer, save_mode
 from betaflow.training import checkpoints, loop
 from betaflow.worlds.lexicon import OPINIONS
 from betaflow.worlds.sentiment import gold_reward
-from tasks import tracking
 from tasks.sample import samples
 
 SHARE = 0.4
@@ -35,7 +33,9 @@ OTHERS = [f"number {n} is a {word} film" for n, word in zip(range(12), OPINIONS,
 
 
 @pytest.fixture
-def here(workspace: Path, tiny: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(
+    workspace: Path, tiny: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, untracked: None
+) -> Path:
     """The workspace with prompts of every kind and the full reward model, for tiny trainings."""
     params = yaml.safe_load((repository / "params.yaml").read_text())
     params["unlabelled"]["grid"] = {"labelled": [SHARE], "seed": [0]}
@@ -62,7 +62,6 @@ def here(workspace: Path, tiny: Path, repository: Path, monkeypatch: pytest.Monk
         write_jsonl(workspace / f"out/data/prompts_{name}.jsonl", rows)
     write_jsonl(workspace / "out/data/sft_eval.jsonl", [{"text": text} for text in OTHERS[:2]])
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(tracking, "training_run", lambda *_: nullcontext(tracking.StepLog()))
     return workspace
 
 
