@@ -11,8 +11,9 @@ import json
 import math
 import os
 import random
+import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +29,7 @@ Sleep = Callable[[float], Awaitable[Any]]
 
 LONGEST = 1 << 20  # bytes of an answer; a verdict takes a thousandth of it
 FIRST_WAIT, LAST_WAIT = 1.0, 60.0  # seconds: the wait doubles from the one to the other
-OUTAGE = 8  # requests in a row that fail for good: the endpoint is down, not one question odd
+OUTAGE = 8  # questions in a row that fail at each try: is the endpoint down, or are they odd?
 AGAIN = {408, 409, 425, 429}  # statuses that may pass, as those from 500 up
 SHOWN = 200  # characters of a server's message that are told
 
@@ -75,8 +76,9 @@ def ask(
     settings: LLMSettings,
     key: str | None,
     on_done: Callable[[str, Answer | None], None],
+    on_probe: Callable[[Answer], None],
     *,
-    known: int = 0,
+    known: Sequence[Body] = (),
     sleep: Sleep = asyncio.sleep,
 ) -> dict[str, str]:
     """Ask every question; `settings.concurrency` of them at a time.
@@ -85,10 +87,15 @@ def ask(
     tried again, `settings.retries` times, after a wait that doubles, is drawn from its upper half,
     and is no shorter than the endpoint asks (Retry-After). Other refusals of a question are final.
 
+    Questions that fail each time may stand in a row: a run that goes on where another ended skips
+    the answers between them. So where it is in doubt whether the endpoint works, one that it has
+    answered before is asked anew, as a probe.
+
     Args:
         bodies: by name, each request's JSON.
         on_done: gets each answer, under its name, as it comes; None where there is none.
-        known: answers that the endpoint gave before; with some, it is known to work.
+        on_probe: gets the answer to each probe, which was paid for as others are.
+        known: questions that the endpoint answered before, maybe with another key.
         sleep: waits so many seconds.
 
     Returns:
@@ -100,7 +107,7 @@ def ask(
     """
     if not bodies:
         return {}
-    return asyncio.run(_Asking(settings, key, on_done, known, sleep).all(bodies))
+    return asyncio.run(_Asking(settings, key, on_done, on_probe, known, sleep).all(bodies))
 
 
 class _Asking:
@@ -111,14 +118,19 @@ class _Asking:
         settings: LLMSettings,
         key: str | None,
         on_done: Callable[[str, Answer | None], None],
-        known: int,
+        on_probe: Callable[[Answer], None],
+        known: Sequence[Body],
         sleep: Sleep,
     ) -> None:
-        self.settings, self.key, self.on_done, self.sleep = settings, key, on_done, sleep
+        self.settings, self.key, self.sleep = settings, key, sleep
+        self.on_done, self.on_probe = on_done, on_probe
+        self.secret = None if key is None else _spellings(key)
         self.random = random.Random()
         self.url = settings.base_url.rstrip("/") + "/chat/completions"
-        self.answered = known
-        self.in_a_row = 0  # failures since the last answer
+        self.answered = len(known)
+        self.proven = next(iter(known), None)  # a question that can be answered
+        self.allowed = False  # whether this key has got an answer
+        self.in_a_row = 0  # questions that failed at each try, since the last answer
         self.reasons: dict[str, str] = {}
         self.last = Failure("", "", again=False)
         self.end = time.monotonic() + (settings.deadline or math.inf)
@@ -151,10 +163,10 @@ class _Asking:
             found = await self._persist(body)
             if isinstance(found, Answer):
                 self.answered += 1
-                self.in_a_row = 0
+                self.proven, self.allowed, self.in_a_row = body, True, 0
                 self.on_done(name, found)
             else:
-                self._note(name, found)
+                await self._note(name, found)
                 self.on_done(name, None)
 
     async def _persist(self, body: Body) -> Answer | Failure:
@@ -192,10 +204,14 @@ class _Asking:
         except httpx2.DecodingError as error:
             return Failure("malformed answer", self._clear(str(error)), again=True)
         text = content.decode("utf-8", "replace")
-        if self.key is not None:
-            text = text.replace(self.key, "[key]")
         if response.status_code == 200:
-            return _read(text) or Failure("malformed answer", self._clear(text), again=True)
+            answer = _read(text)
+            if answer is None:
+                return Failure("malformed answer", self._clear(text), again=True)
+            words, reason, model = map(self._safe, answer[:3])
+            return answer._replace(text=words, finish_reason=reason, model=model)
+        if response.status_code == 403 and not self.allowed and body is not self.proven:
+            await self._works()  # is it the key, or this question?
         return self._refusal(response, text)
 
     def _refusal(self, response: httpx2.Response, text: str) -> Failure:
@@ -203,7 +219,7 @@ class _Asking:
         status, told = response.status_code, self._clear(_message(text))
         said = f"{self.url} answers HTTP {status}: {told}"
         variable = self.settings.key_variable
-        if status in (401, 403):
+        if status == 401 or (status == 403 and not self.allowed):
             where = (
                 f"the key in the environment variable {variable} is not accepted for the model "
                 f"{self.settings.model}"
@@ -223,23 +239,38 @@ class _Asking:
         after = _seconds(response.headers.get("retry-after")) if again else 0.0
         return Failure(f"HTTP {status}", told, again, after)
 
-    def _note(self, name: str, failure: Failure) -> None:
+    async def _note(self, name: str, failure: Failure) -> None:
         """Keep why a question has no answer. Raises UserError where it seems that none will."""
         self.reasons[name] = failure.reason
-        self.in_a_row += 1
         self.last = failure
         if failure.down:
             raise UserError(
                 f"can't connect to {self.url}: {failure.told}; check that the server is running, "
                 f"and compare.llm.base_url{self._kept()}"
             )
-        if self.in_a_row >= OUTAGE and (failure.again or not self.answered):
+        if not failure.again:  # a refusal is of one question, and from a server that works
+            return
+        self.in_a_row += 1
+        if self.in_a_row % OUTAGE == 0 and not await self._works() and self.in_a_row >= OUTAGE:
             raise self._outage(failure)
 
+    async def _works(self) -> bool:
+        """Whether a question that was answered before, if there is one, is answered anew."""
+        if self.proven is None:
+            return False
+        found = await self._persist(self.proven)
+        if isinstance(found, Failure):
+            return False
+        self.allowed, self.in_a_row = True, 0
+        self.on_probe(found)
+        return True
+
     def _outage(self, failure: Failure) -> UserError:
+        count = self.in_a_row if self.answered else len(self.reasons)
         return UserError(
-            f"{self.url} gives no answers: {self.in_a_row} questions in a row ended with "
-            f"{failure.reason} ({failure.told}); check the server, and compare.llm{self._kept()}"
+            f"{self.url} gives no answers: {count} questions in a row ended without one, the last "
+            f"with {failure.reason} ({failure.told}); check the server, and compare.llm"
+            f"{self._kept()}"
         )
 
     def _late(self) -> UserError:
@@ -254,14 +285,24 @@ class _Asking:
 
     def _clear(self, text: str) -> str:
         """A server's words in one short line, without the key."""
-        if self.key is not None:
-            text = text.replace(self.key, "[key]")
-        line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        line = " ".join("".join(c if c.isprintable() else " " for c in self._safe(text)).split())
         return line[:SHOWN] + "…" * (len(line) > SHOWN) or "no message"
+
+    def _safe(self, text: str) -> str:
+        """A server's words as a file can hold them (no lone surrogate), without the key."""
+        sound = text.encode("utf-8", "replace").decode("utf-8")
+        return sound if self.secret is None else self.secret.sub("[key]", sound)
+
+
+def _spellings(key: str) -> re.Pattern[str]:
+    """The key as it is, and with JSON's escapes, as a text that holds JSON may show it."""
+    return re.compile(
+        "".join(rf"\\{{0,3}}(?:{re.escape(c)}|(?<=\\)u(?i:{ord(c):04x}))" for c in key)
+    )
 
 
 def _read(text: str) -> Answer | None:
-    """The answer in a response's JSON, None where it is not of the form."""
+    """The answer in a response's JSON, None where it is not of the form, or says it failed."""
     try:
         found = json.loads(text)
         choice = found["choices"][0]
@@ -273,6 +314,8 @@ def _read(text: str) -> Answer | None:
         return None
     prompt, completion = (one if type(one) is int and one >= 0 else None for one in tokens)
     if not isinstance(words, str | None) or not isinstance(reason, str | None):
+        return None
+    if reason == "error":  # what words there are broke off
         return None
     return Answer(words or "", reason or "stop", str(model or ""), prompt, completion)
 

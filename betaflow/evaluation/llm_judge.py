@@ -50,7 +50,7 @@ class LLMJudge:
 
     Attributes:
         usage: of the answers to the last call, also if it raised an error.
-        usage_now: of those of them that the last call had to ask for.
+        usage_now: of those of them that the last call had to ask for, and of its probes.
     """
 
     def __init__(
@@ -97,8 +97,10 @@ class LLMJudge:
         """By name, what each question came to."""
         answers = {name: kept for name in bodies if (kept := self._read(name)) is not None}
         left = {name: body for name, body in bodies.items() if name not in answers}
-        known, done = len(answers), len(answers)
-        with track(len(bodies), "judge", "answer", start=known) as progress:
+        known = [bodies[name] for name in answers]
+        probes: list[Answer] = []
+        done = len(known)
+        with track(len(bodies), "judge", "answer", start=done) as progress:
 
             def on_done(name: str, answer: Answer | None) -> None:
                 nonlocal done
@@ -110,13 +112,15 @@ class LLMJudge:
 
             try:
                 key = read_key(self.settings.key_variable) if left else None
-                reasons = ask(left, self.settings, key, on_done, known=known, sleep=self.sleep)
+                reasons = ask(
+                    left, self.settings, key, on_done, probes.append, known=known, sleep=self.sleep
+                )
             finally:  # what came before a deadline or an outage was paid for
                 every, now = (
                     [a for n in names if (a := answers.get(n))] for names in (bodies, left)
                 )
                 self.usage = _usage(every, self.settings)
-                self.usage_now = _usage(now, self.settings)
+                self.usage_now = _usage([*now, *probes], self.settings)
         return {
             name: self._verdict(answers[name]) if name in answers else ("", reasons[name])
             for name in bodies
@@ -142,7 +146,7 @@ class LLMJudge:
         whole = all(isinstance(one, str) for one in texts) and all(
             one is None or type(one) is int for one in counts
         )
-        return answer if whole else None
+        return answer if whole and answer.finish_reason != "error" else None
 
 
 def _name(body: Body) -> str:
