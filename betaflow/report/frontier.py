@@ -1,7 +1,8 @@
 """How near every arm comes to the closed-form optimum: the numbers of `frontier.json`.
 
 A function of the stages' outputs and of `compare` and `optimum` in params.yaml. Rewards are the
-gold reward where there is an optimum, or else the judge's. Means are over in-domain prompts, T = 1.
+gold reward where there is an optimum, or else the judge's. Means are over in-domain prompts, T = 1,
+less their draws' luck (`evaluation.control_variate`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from betaflow.config import Arm, CompareSettings
 from betaflow.errors import UserError
 from betaflow.evaluation.best_of_n import best_of_n
 from betaflow.evaluation.bootstrap import UNKNOWN, Estimate, percentile_interval
+from betaflow.evaluation.control_variate import without_luck
 from betaflow.evaluation.frontier import (
     Area,
     Fraction,
@@ -92,19 +94,23 @@ def frontier(
     """
     check_samples(arms, samples, settings)
     reward = judge_column(settings) if draws is None else "gold_reward"
-    own = {arm.name: _own(samples[arm.name]) for arm in arms}
+    own = {arm.name: without_its_luck(_own(samples[arm.name]), reward) for arm in arms}
     if draws is not None:
         _check_prompts(own, draws)
     rows = [_arm(arm, own[arm.name], reward, draws, settings) for arm in arms]
-    looks = {name: _looks(table, reward) for name, table in curves.items() if reward in table}
+    looks = {
+        name: pd.concat([without_its_luck(look, reward) for _, look in table.groupby("step")])
+        for name, table in curves.items()
+        if reward in table
+    }
     return {
         "reward": reward,
         "confidence": settings.confidence,
         "optimum": None if draws is None else _optimum(draws, settings),
         "best_of_n": [] if draws is None else _best_of_n(draws, settings),
         "arms": rows,
-        "curves": looks,
-        "methods": [] if draws is None else _methods(arms, own, curves, draws, settings),
+        "curves": {name: _looks(table, reward) for name, table in looks.items()},
+        "methods": [] if draws is None else _methods(arms, own, looks, draws, settings),
         "violations": [row["arm"] for row in rows if row.pop("above")],
     }
 
@@ -123,6 +129,21 @@ def share_of_optimum(
         confidence=settings.confidence,
         seed=settings.seed,
     )
+
+
+def without_its_luck(own: pd.DataFrame, reward: str) -> pd.DataFrame:
+    """Draws at T = 1 with `reward` and `kl` less what the draws' luck explains of them.
+
+    Args:
+        own: draws of one policy, or of several, told apart by `arm`; with log pi / pi_ref as
+            `log_ratio`, or in the two columns that it is the difference of.
+    """
+    ratio = own.get("log_ratio")
+    if ratio is None:
+        ratio = own["policy_logprob"] - own["reference_logprob"]
+    groups = own.groupby([name for name in ("arm", "prompt_id") if name in own]).ngroup()
+    luck = ratio - own["kl"]
+    return own.assign(**{name: without_luck(own[name], luck, groups) for name in (reward, "kl")})
 
 
 def _own(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Arms that differ by their training seed alone, told together: the rows of `settings.csv`.
 
 Completions of all seeds are pooled, so intervals are over prompts; the spread of the seeds' own
-means stands beside them.
+means stands beside them. Rewards and KLs at T = 1 are without their draws' luck, as in `frontier`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pandas as pd
 from betaflow.config import Arm, CompareSettings
 from betaflow.evaluation.bootstrap import UNKNOWN, Estimate
 from betaflow.report.estimates import KL_TEMPERATURE, SFT, Row, interval, judged, spread, won
-from betaflow.report.frontier import Draws, share_of_optimum
+from betaflow.report.frontier import Draws, share_of_optimum, without_its_luck
 from betaflow.report.methods import label, setting
 
 ESTIMATES = ("reward", "win_rate_vs_sft", "kl", "fraction")
@@ -50,11 +50,12 @@ def by_setting(
     for (method, point, rate), names in groups.items():
         pooled = pd.concat([inside[name].assign(arm=name) for name in names])
         wins = pd.concat([_against_sft(inside[name], inside[SFT], settings) for name in names])
-        at_one = pooled[pooled["temperature"] == KL_TEMPERATURE]
+        at_one = without_its_luck(pooled[pooled["temperature"] == KL_TEMPERATURE], reward)
         kl = interval(at_one["kl"], at_one["prompt_id"], settings)
         share = _fraction(at_one, draws, reward, settings)
         for temperature in sorted(set(pooled["temperature"])):
-            own = pooled[pooled["temperature"] == temperature]
+            known = temperature == KL_TEMPERATURE
+            own = at_one if known else pooled[pooled["temperature"] == temperature]
             row = {"method": method, "setting": point, "learning_rate": rate}
             row |= {"seeds": len(names), "temperature": temperature}
             row |= spread("reward", interval(own[reward], own["prompt_id"], settings))

@@ -64,6 +64,8 @@ def scored(rewards: Any, kl: Any) -> pd.DataFrame:
             "finish_reason": "stop",
             "completion_tokens": 4,
             "kl": np.broadcast_to(kl, PROMPTS),
+            "policy_logprob": -9.0,
+            "reference_logprob": -9.0 - np.broadcast_to(kl, PROMPTS),  # without luck
             "gold_reward": rewards,
             "reward_model": 7.0,
         }
@@ -132,6 +134,35 @@ def test_shares_of_the_optimum(known: Draws, samples: dict[str, pd.DataFrame]) -
     assert [point["n"] for point in several] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert several[3]["kl"] == best_of_n_kl(8)
     assert several[0]["reward"] == pytest.approx(REWARDS.mean())
+
+
+def test_what_the_draws_luck_explains_is_not_told(known: Draws) -> None:
+    """Draws whose log-ratio lies above their KL by chance, with a reward that goes with it."""
+    luck = np.random.default_rng(5).normal(0.5, 1.0, size=(4, PROMPTS))
+    fair = share_of(known, 0.8, 0.9)
+    drawn = pd.concat(
+        [
+            fair.assign(
+                seed=seed,
+                policy_logprob=fair["policy_logprob"] + own,
+                gold_reward=fair["gold_reward"] + 0.3 * own,
+                kl=fair["kl"] + 0.1 * own,
+            )
+            for seed, own in enumerate(luck)
+        ]
+    )
+    found = frontier([SFT, DPO[0]], {"sft": fair, DPO[0].name: drawn}, {}, known, SETTINGS)
+    row = found["arms"][1]
+    assert drawn["gold_reward"].mean() > fair["gold_reward"].mean() + 0.05
+    assert row["reward"] == pytest.approx(fair["gold_reward"].mean())
+    assert row["kl"] == pytest.approx(0.8)
+    assert row["fraction"] == pytest.approx(0.9)
+    look = drawn.assign(draw=drawn["seed"], step=9, log_ratio=drawn["policy_logprob"] + 9.8)
+    samples = {"sft": fair, DPO[0].name: fair}
+    found = frontier([SFT, DPO[0]], samples, {DPO[0].name: look}, known, SETTINGS)
+    assert found["curves"][DPO[0].name] == [
+        {"step": 9, "kl": pytest.approx(0.8), "reward": pytest.approx(row["reward"])}
+    ]
 
 
 def test_methods_as_wholes(known: Draws, samples: dict[str, pd.DataFrame]) -> None:

@@ -26,6 +26,7 @@ def samples(mean: float, kl: float, temperatures: tuple[float, ...] = (0.0, 1.0)
     spread = np.linspace(-0.5, 0.5, len(NAMES))
     rows = [
         {"prompt_id": name, "temperature": t, "seed": 0, "domain": "in", "kl": kl,
+         "policy_logprob": kl - 9.0, "reference_logprob": -9.0,
          "gold_reward": mean + shift + (t == 0.0)}
         for t in temperatures
         for name, shift in zip(NAMES, spread, strict=True)
