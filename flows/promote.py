@@ -14,10 +14,10 @@ if __name__ == "__main__":  # before Prefect is imported, which reads its settin
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +25,7 @@ from rich.text import Text
 from betaflow.config import load_params
 from betaflow.errors import UserError
 from flows import environment
+from flows.artifacts import publish
 from flows.graph import dirty_stages, open_workspace, read_graph
 from flows.lock import workspace_lock
 from tasks import tracking
@@ -44,7 +45,7 @@ def promote(arm: str | None = None) -> Decision:
         _require_up_to_date(workspace)
         decision = promote_arm(load_params(), arm)
     get_run_logger().info(decision.sentence)
-    create_markdown_artifact(decision.markdown, key="promotion")
+    publish(decision.markdown, key="promotion")
     return decision
 
 
@@ -77,12 +78,15 @@ def show(decision: Decision, console: Console) -> None:
 
 
 def main() -> int:
-    """Promote by hand. Returns 0, 1 (refused) or 2 (a user's error)."""
+    """Promote by hand. Returns 0, 1 (refused), 2 (a user's error) or 3 (any other)."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.promote",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit status: 0 promoted, 1 refused by a rule, 2 could not be judged.",
+        epilog=(
+            "Exit status: 0 promoted, 1 refused by a rule, 2 could not be judged, 3 an error that "
+            "was not foreseen: `champion` in the MLflow UI tells what was done."
+        ),
     )
     parser.add_argument("--arm", help="an arm's name, as in out/arms.json; default: the best one")
     arguments = parser.parse_args()
@@ -96,6 +100,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Exception:
+        traceback.print_exc()  # 1, which Python would exit with, is a refusal
+        return 3
     show(decision, console)
     return 0 if decision.promoted else 1
 

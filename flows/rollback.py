@@ -15,11 +15,11 @@ import argparse
 import sys
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 
 from betaflow.config import load_params
 from betaflow.errors import UserError
 from flows import environment
+from flows.artifacts import publish
 from tasks.rollback import Rollback, roll_back
 
 
@@ -28,7 +28,7 @@ def rollback() -> Rollback:
     """Restore the champion before the present one."""
     done = roll_back(load_params())
     get_run_logger().info(done.sentence)
-    create_markdown_artifact(done.sentence, key="rollback")
+    publish(done.sentence, key="rollback")
     return done
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from betaflow.config import Arm, Params, arms, candidates
+from betaflow.errors import UserError
 from betaflow.evaluation.alignment_tax import OF_MEAN_LOGLIKELIHOOD, paired_difference
 from betaflow.evaluation.bootstrap import Estimate
 from betaflow.evaluation.length_control import length_controlled_win_rate
@@ -22,6 +23,7 @@ from betaflow.evaluation.promotion import (
     enough_seeds,
     enough_verdicts,
     not_worse,
+    nothing_measured,
     simultaneous,
     unpaired,
     wins,
@@ -155,8 +157,17 @@ def _task_rules(
     # A group of tasks has no documents of its own: its tasks do, under their names.
     groups = {task for one in (challenger, champion) if ours for task in one.get("results", {})}
     lacking = set(params.benchmark.tasks) - set(ours) - groups
+    judged = sorted({*ours, *theirs, *lacking})
+    if not judged:
+        return [nothing_measured()]
+    unknown = sorted(set(margins) - {"default", *judged})
+    if unknown:
+        raise UserError(
+            f"promotion.margins in params.yaml names {', '.join(unknown)}, of which there are no "
+            f"results; it may name {', '.join(judged)} (of a group of tasks, each of its tasks)"
+        )
     found = []
-    for task in sorted({*ours, *theirs, *lacking}):
+    for task in judged:
         margin = margins.get(task, margins["default"])
         if margin is None:
             continue

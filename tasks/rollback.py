@@ -37,9 +37,9 @@ def roll_back(params: Params) -> Rollback:
         done = Rollback(registry.model, *registry.restore_champion())
     try:
         record_rollback(registry, done.was, done.sentence)
-    except MlflowException as error:
+    except MlflowException:
         raise UserError(
             f"{done.sentence} But MLflow did not record it on version {done.was}; don't roll back "
             "again, which would go further back"
-        ) from error
+        ) from None  # its cause may tell the registry's address with a password
     return done

@@ -294,7 +294,7 @@ def reachable() -> Iterator[None]:
         yield
     except MlflowException as error:
         text = f"MLflow at {uri()}: {str(error).strip() or type(error).__name__}"
-        raise UserError(_without_secrets(text)) from error
+        raise UserError(_without_secrets(text)) from None  # Prefect logs causes, with the address
 
 
 def _without_secrets(text: str) -> str:

@@ -49,6 +49,12 @@ def run_harness(
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UserError(f"lm-eval has no task {', '.join(unknown)}; `lm-eval ls tasks` lists them")
+    tags = sorted(set(tasks) & set(manager.all_tags))
+    if tags:  # its results would have other names than what was asked for
+        raise UserError(
+            f"benchmark.tasks: {', '.join(tags)} is a tag of lm-eval, and no task or group; name "
+            "the tasks that it stands for: `lm-eval ls tags` lists tags"
+        )
     found = lm_eval.simple_evaluate(
         model=_adapter(engine), tasks=tasks, limit=limit, task_manager=manager, bootstrap_iters=1000
     )

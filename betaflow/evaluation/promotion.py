@@ -104,6 +104,12 @@ def unpaired(task: str, metric: str, margin: float) -> Rule:
     return _missing(f"{task}/{metric}", -margin, why)
 
 
+def nothing_measured() -> Rule:
+    """Non-inferiority where no lm-eval task was run: it does not hold, as nothing tells."""
+    why = "benchmark.tasks is empty; `margins: null` in promotion leaves this rule out"
+    return _missing("tasks", None, why)
+
+
 def within_budget(kl: Estimate | None, budget: float) -> Rule:
     """The upper end of the sequence KL from the reference is within a budget, in nats."""
     if kl is None or not _known(kl):

@@ -380,6 +380,21 @@ def test_a_metric_without_results_by_document_does_not_drop_out(sweep: Params) -
     assert broken(left_out, cola({"mcc": 0.0}), cola({"mcc": 0.6})) == {}
 
 
+def test_margins_of_what_was_not_measured_are_not_passed_over(sweep: Params) -> None:
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+    for wrong in ({"quizz": 0.001}, {"mmlu": None}):  # a slip, and a group of tasks
+        params = change(sweep, margins={"default": 0.1, **wrong})
+        with pytest.raises(UserError, match=f"names {next(iter(wrong))}, .* it may name quiz "):
+            rules(params, arm, evidence(GOOD), evidence("sft"))
+    nothing = {"arm": GOOD, "results": {}, "documents": {}}
+    sides = [evidence(name)._replace(benchmark=nothing) for name in (GOOD, "sft")]
+    no_task = benchmark_of(sweep, [])
+    found = {rule.name: rule for rule in rules(no_task, arm, *sides)}
+    assert not found["tasks"].held
+    assert "`margins: null`" in found["tasks"].reason
+    assert "tasks" not in {rule.name for rule in rules(change(no_task, margins=None), arm, *sides)}
+
+
 def took_of(number: int) -> dict[str, str]:
     """What the judge took, by the tags of the run of a version's arm."""
     client = tracking.client()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from betaflow.config import Arm, Params
+from betaflow.errors import UserError
 from tasks import tracking
 
 ABOUT = {
@@ -102,6 +104,10 @@ def test_a_server_that_is_away_stops_nothing_and_shows_no_secret(
     said = capsys.readouterr().err
     assert said.count("warning: MLflow at") == 1
     assert "hunter2" not in said
+    away = pytest.raises(UserError, match="MLflow at http://…@127.0.0.1:9")
+    with away as caught, tracking.reachable():
+        tracking.client().search_experiments()
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))  # as Prefect logs it
 
 
 def test_a_stage_that_dies_leaves_its_run_marked(workspace: Path, params: Params) -> None:
