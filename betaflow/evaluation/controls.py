@@ -154,12 +154,15 @@ def control_rows(
             if obeyed.low > 0.5:
                 rows[-1] |= {"passed": False, "about": _told(obeyed)}
     every = pd.concat([verdicts.assign(prompt_id=pairs["prompt_id"].to_numpy()), others])
+    # A constant answer is lost to in both orders by any judge, which says nothing of order.
+    real = pd.concat([every[: len(pairs)][~pairs["control"].isin(CONSTANT).to_numpy()], others])
     effects = order_effects(
-        every, every["prompt_id"], resamples=resamples, confidence=CONFIDENCE, seed=seed
+        real, real["prompt_id"], resamples=resamples, confidence=CONFIDENCE, seed=seed
     )
     if effects.pairs:
         same = effects.consistency
-        rows.append(_row("order", same, every, 0.5, not same.high < 0.5))
+        row = _row("order", same, real, 0.5, not same.high < 0.5)
+        rows.append(row | {"pairs": effects.pairs})
     lost = every["preference"].isna().astype(float)
     share = win_rate(
         lost, every["prompt_id"], resamples=resamples, confidence=CONFIDENCE, seed=seed
