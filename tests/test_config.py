@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,31 @@ def test_the_gold_reward_is_of_the_embedded_world(
     put(human, key, value)
     with pytest.raises(UserError, match=message):
         parse_params(human)
+
+
+def test_what_the_readme_changes_for_data_of_ones_own_is_valid_and_all_needed(
+    repository: Path,
+) -> None:
+    blocks = re.findall(
+        r"```yaml\n *# (\S+)\n(.*?)```", (repository / "README.md").read_text(), re.S
+    )
+    assert [start for start, _ in blocks] == ["presets/hh.yaml", "params.yaml"]
+    changes = {start: yaml.safe_load(block) for start, block in blocks}
+    changes["presets/hh-sample.yaml"] = {
+        key: value for key, value in changes["params.yaml"].items() if key.startswith("data.")
+    }
+    for start, changed in changes.items():
+        own = yaml.safe_load((repository / start).read_text())
+        for key, value in changed.items():
+            put(own, key, value)
+        data = parse_params(own).data
+        assert (data.source, data.path) == ("jsonl", "data/pairs.jsonl")
+    for key in changes["params.yaml"]:
+        own = yaml.safe_load((repository / "params.yaml").read_text())
+        for other in changes["params.yaml"].keys() - {key}:
+            put(own, other, changes["params.yaml"][other])
+        with pytest.raises(UserError):
+            parse_params(own)
 
 
 def test_ipo_and_slic_are_as_published_and_dpo_as_set(values: dict[str, Any]) -> None:
