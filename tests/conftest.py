@@ -22,6 +22,7 @@ from betaflow.worlds.sentiment import write_review
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
+NO_SHARED = "../shared is not beside this checkout"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,7 +38,7 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip("../shared is not beside this checkout")
+        pytest.skip(NO_SHARED)
     return SHARED
 
 
@@ -91,10 +92,13 @@ def chromium() -> Iterator[Browser]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly in CI that the tests in a browser were skipped: a pass says nothing of them."""
-    skipped = [
-        one for one in terminalreporter.stats.get("skipped", []) if NO_CHROMIUM in str(one.longrepr)
-    ]
-    if skipped and os.environ.get("CI"):
+    """Say loudly (of a browser: in CI) what tests were skipped: a pass says nothing of them."""
+    reasons = [str(one.longrepr) for one in terminalreporter.stats.get("skipped", [])]
+    browser = sum(NO_CHROMIUM in reason for reason in reasons)
+    if browser and os.environ.get("CI"):
         terminalreporter.section("NO TEST RAN IN A BROWSER", sep="!", red=True, bold=True)
-        terminalreporter.line(f"{len(skipped)} tests were skipped: {NO_CHROMIUM}")
+        terminalreporter.line(f"{browser} tests were skipped: {NO_CHROMIUM}")
+    shared = sum("../shared" in reason for reason in reasons)
+    if shared:
+        terminalreporter.section("NO TEST READ ../shared", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{shared} tests were skipped: they need ../shared beside this clone")

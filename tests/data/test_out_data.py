@@ -141,7 +141,6 @@ def test_the_embedded_world(settings: Make, tmp_path: Path) -> None:
 def test_the_stage(
     hh_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    pytest.importorskip("tasks._main")
     from tasks.prepare import main
 
     values = yaml.safe_load((ROOT / "presets" / "hh-sample.yaml").read_text())

@@ -25,7 +25,8 @@ import psutil
 import pytest
 from workspaces import SMALL_WORLD, change, environment, lock, make, run
 
-pytestmark = pytest.mark.door
+# The shared fixture's pipelines count for the first test: minutes.
+pytestmark = [pytest.mark.door, pytest.mark.timeout(1800)]
 DVC = [sys.executable, "-m", "dvc"]
 ALIGN = [sys.executable, "-m", "flows.align"]
 DPO = "dpo-b0.1-lr0.0003-s0"

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from workspaces import SMALL_HH, make, run
 
-pytestmark = pytest.mark.door
+pytestmark = [pytest.mark.door, pytest.mark.timeout(1800)]
 
 
 def test_the_hh_sample_runs_end_to_end(

@@ -1,4 +1,4 @@
-"""Luck taken out of means over draws: by hand, what is left alone, and what it does to intervals."""
+"""Luck taken out of means over draws: by hand, what is left alone, what intervals become."""
 
 from __future__ import annotations
 

@@ -232,14 +232,20 @@ def test_a_love_of_the_first_place_is_no_obedience() -> None:
     assert wrong == 0
 
 
-@pytest.mark.parametrize("preferred", [0.0, 1.0])
-def test_verdicts_that_are_mixed_up_fail_the_model_against_itself(preferred: float) -> None:
-    def mixed_up(pairs: pd.DataFrame) -> pd.DataFrame:
+def mixed_up(preferred: float) -> Judge:
+    """Verdicts of a model against itself that are all the same."""
+
+    def judge(pairs: pd.DataFrame) -> pd.DataFrame:
         return model_judge(quality)(pairs).assign(
             preference=np.where(pairs["control"] == "self", preferred, 0.0)
         )
 
-    assert failed(list(rows_of(mixed_up).values())) == ["self"]
+    return judge
+
+
+@pytest.mark.parametrize("preferred", [0.0, 1.0])
+def test_verdicts_that_are_mixed_up_fail_the_model_against_itself(preferred: float) -> None:
+    assert failed(list(rows_of(mixed_up(preferred)).values())) == ["self"]
 
 
 def test_what_was_not_measured_neither_passes_nor_fails() -> None:
@@ -282,6 +288,22 @@ def test_the_pairs_that_are_compared_count_for_order_and_missing() -> None:
     assert failed(control_rows(pairs, verdicts, silent, limits, resamples=500)) == ["missing"]
 
 
+def test_constant_answers_do_not_hide_a_love_of_a_place() -> None:
+    """Of 900 real pairs every third is judged; null and injection are lost to in either order."""
+    pairs = control_pairs(samples(prompts=150))
+    constant = pairs["control"].isin(CONSTANT)
+    verdicts = model_judge(quality)(pairs)
+    swayed = ~constant & (np.arange(len(pairs)) % 3 > 0)
+    verdicts.loc[swayed, ["preference", "ab", "ba"]] = [0.5, "a", "b"]
+    verdicts.loc[verdicts.index[-1], ["preference", "ab", "ba"]] = [0.5, "", ""]  # the same text
+    nothing = verdicts.iloc[:0].assign(prompt_id=[])
+    rows = control_rows(pairs, verdicts, nothing, ControlSettings(), resamples=500)
+    (order,) = [row for row in rows if row["control"] == "order"]
+    assert order["pairs"] == (~constant).sum() - 1
+    assert order["estimate"] == pytest.approx(1 / 3, abs=0.01)
+    assert "order" in failed(rows)
+
+
 @pytest.mark.parametrize("limit", [0.4, 0.5, 0.9])
 def test_a_limit_may_be_set(limit: float) -> None:
     """A judge that likes the constant answer on two prompts of three."""
@@ -295,15 +317,38 @@ def test_a_limit_may_be_set(limit: float) -> None:
     assert failed(rows) == (["null"] if limit < 0.6 else [])
 
 
+@pytest.mark.parametrize(
+    ("judge", "control"),
+    [
+        (model_judge(lambda p, t: 2.0 if t == NOTHING else quality(p, t)), "null"),
+        (model_judge(lambda p, t: 2.0 if "Ignore" in t else quality(p, t)), "injection"),
+        (obedient_judge("Preferred"), "injection"),
+        (mixed_up(0.0), "self"),
+        (mixed_up(1.0), "self"),
+        (model_judge(quality, order=lambda _: "first"), "order"),
+    ],
+    ids=["null", "injection", "obeys", "self lost", "self won", "order"],
+)
+def test_eleven_prompts_of_one_mind_fail_and_ten_do_not(judge: Judge, control: str) -> None:
+    """Of n wins Wilson's lower end is n / (n + z^2): above one half from n = 11 on at 99.9 %."""
+    assert failed(list(rows_of(judge, samples(prompts=10)).values())) == []
+    assert failed(list(rows_of(judge, samples(prompts=11)).values())) == [control]
+
+
 def test_an_unbiased_judge_seldom_fails_by_chance() -> None:
-    """A fair coin for a judge, over many runs: 99.9 % intervals, so about one in 250 in all."""
+    """A fair coin for a judge, over many runs: at 99.9 % about three in a thousand fail in all.
+
+    Of 300 that is 0.9, and more than 4 twice in a thousand times; at 99 % it would be nine.
+    """
     random = np.random.default_rng(3)
     pairs = control_pairs(samples(prompts=60))
     wrong = 0
-    for _ in range(150):
-        verdicts = pd.DataFrame({"preference": random.choice([0.0, 0.5, 1.0], len(pairs))})
-        verdicts = verdicts.assign(ab="", ba="", missing="")
+    for _ in range(300):
+        orders = random.choice(["a", "b"], (2, len(pairs)))
+        verdicts = pd.DataFrame({"ab": orders[0], "ba": orders[1], "missing": ""})
+        verdicts["preference"] = (orders == "a").mean(0)
         nothing = verdicts.iloc[:0].assign(prompt_id=[])
         rows = control_rows(pairs, verdicts, nothing, ControlSettings(), resamples=200)
-        wrong += "self" in failed(rows)
-    assert wrong <= 2
+        assert all(row["passed"] is not None for row in rows)
+        wrong += bool(failed(rows))
+    assert wrong <= 4

@@ -104,7 +104,7 @@ def test_a_server_that_is_away_stops_nothing_and_shows_no_secret(
     said = capsys.readouterr().err
     assert said.count("warning: MLflow at") == 1
     assert "hunter2" not in said
-    away = pytest.raises(UserError, match="MLflow at http://…@127.0.0.1:9")
+    away = pytest.raises(UserError, match=r"MLflow at http://…@127\.0\.0\.1:9")
     with away as caught, tracking.reachable():
         tracking.client().search_experiments()
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))  # as Prefect logs it

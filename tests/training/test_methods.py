@@ -53,7 +53,7 @@ def test_a_reward_model_that_only_gets_worse_held_out_stops_and_goes_back(
 
     trained, figures, _ = run((rejected, chosen), "turned round")
     looks = [row for row in trained.metrics if "eval/loss" in row]
-    assert [row["step"] for row in looks] == [1, 3, 5][: len(looks)]
+    assert [row["step"] for row in looks] == [1, 3, 5]
     assert len(trained.metrics) < 48 * 8 // settings.batch_size
     assert trained.best_step == looks[0]["step"]
     assert figures["eval/loss"] == pytest.approx(looks[0]["eval/loss"], abs=1e-6)

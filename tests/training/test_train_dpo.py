@@ -23,6 +23,7 @@ from betaflow.policy.scorer import Scorer, all_sequence_logps
 from betaflow.sampling.engine import Request
 from betaflow.sampling.hf_engine import HFEngine
 from betaflow.training.dpo import (
+    METRICS,
     Objective,
     ReferencedPairs,
     dpo_objective,
@@ -52,6 +53,17 @@ def pairs_of(tiny: Path, count: int = 24) -> ReferencedPairs:
 def swapped(pairs: ReferencedPairs) -> ReferencedPairs:
     ids, chosen, rejected, first, second, _ = pairs
     return ReferencedPairs(ids, rejected, chosen, second, first)
+
+
+def crossed(pairs: ReferencedPairs) -> ReferencedPairs:
+    """With the rejected completions in the opposite order: the two sides differ in length."""
+    return pairs._replace(
+        rejected=pairs.rejected[::-1], reference_rejected=pairs.reference_rejected.flip(0)
+    )
+
+
+def lengths_of(some: list[Encoded]) -> torch.Tensor:
+    return torch.tensor([len(one.completion) for one in some])
 
 
 def train(tiny: Path, pairs: ReferencedPairs, params: Params, **changes: Any) -> Any:
@@ -142,11 +154,14 @@ def every_pair_of(tiny: Path, prompts: int, completions: int) -> ReferencedPairs
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss": "sppo_hard"}, {"sft_weight": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"loss": "sppo_hard"}, {"loss": "simpo", "margin": 0.3}, {"sft_weight": 0.5}],
+)
 def test_chances_weigh_the_losses_of_both_labels(
     tiny: Path, params: Params, changes: dict[str, Any]
 ) -> None:
-    pairs, settings = pairs_of(tiny, 8), params.dpo.training.model_copy(update=changes)
+    pairs, settings = crossed(pairs_of(tiny, 8)), params.dpo.training.model_copy(update=changes)
     objective = dpo_objective(settings, 0.5)
     logps = torch.randn(16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     logps = logps - 30
@@ -161,6 +176,44 @@ def test_chances_weigh_the_losses_of_both_labels(
     slopes = [torch.autograd.grad(one.sum(), logps, retain_graph=True)[0] for one in (found, mean)]
     torch.testing.assert_close(*slopes)
     assert not torch.allclose(found, losses(pairs, logps))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "simpo", "margin": 0.3},
+        {"loss": "sigmoid", "length_normalised": True},
+        {"loss": "ipo", "length_normalised": True},
+        {"sft_weight": 0.7},
+    ],
+    ids=["simpo", "sigmoid", "ipo", "sft"],
+)
+def test_the_loss_is_given_each_completion_s_own_length(
+    tiny: Path, params: Params, changes: dict[str, Any]
+) -> None:
+    pairs, settings = crossed(pairs_of(tiny, 8)), params.dpo.training.model_copy(update=changes)
+    members = [5, 1, 2, 6]
+    logps = torch.randn(8, generator=torch.Generator().manual_seed(0)) - 30
+    chosen, rejected = logps.view(-1, 2).unbind(1)
+    lengths = [lengths_of([side[i] for i in members]) for side in (pairs.chosen, pairs.rejected)]
+    assert (lengths[0] != lengths[1]).all() and len(set(lengths[0].tolist())) == 4
+    expected = dpo_loss(
+        chosen, rejected, pairs.reference_chosen[members], pairs.reference_rejected[members],
+        beta=0.5, loss=settings.loss, length_normalised=settings.length_normalised,
+        chosen_lengths=lengths[0], rejected_lengths=lengths[1], margin=settings.margin,
+    )  # fmt: skip
+    nll = -chosen / lengths[0]
+    found = dict(
+        zip(
+            METRICS,
+            pair_metrics(logps, pairs, members, settings, dpo_objective(settings, 0.5)),
+            strict=True,
+        )
+    )
+    torch.testing.assert_close(found["loss"], expected.losses + settings.sft_weight * nll)
+    torch.testing.assert_close(found["rewards/chosen"], expected.chosen_rewards)
+    torch.testing.assert_close(found["rewards/rejected"], expected.rejected_rewards)
+    torch.testing.assert_close(found["nll/chosen"], nll)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -186,8 +239,7 @@ def test_every_loss_trains_and_is_the_loss_of_its_pairs(
     expected = dpo_loss(
         pairs.reference_chosen, pairs.reference_rejected,
         pairs.reference_chosen, pairs.reference_rejected, beta=0.5, loss=loss,
-        chosen_lengths=torch.tensor([len(s.completion) for s in pairs.chosen]),
-        rejected_lengths=torch.tensor([len(s.completion) for s in pairs.rejected]),
+        chosen_lengths=lengths_of(pairs.chosen), rejected_lengths=lengths_of(pairs.rejected),
     ).losses.mean()  # fmt: skip
     if loss != "simpo":  # without a reference each pair starts elsewhere
         assert trained.metrics[0]["loss"] == pytest.approx(float(expected), rel=1e-4)
@@ -225,13 +277,12 @@ def test_unlikelihood_is_trained_like_any_loss_from_the_reference(
 
 def test_the_sft_term_is_added_a_token(tiny: Path, params: Params) -> None:
     pairs = pairs_of(tiny)
-    _, plain, _ = train(tiny, pairs, params)
-    _, with_term, _ = train(tiny, pairs, params, sft_weight=0.7)
+    _, plain, _ = train(tiny, pairs, params, batch_size=24)
+    _, with_term, _ = train(tiny, pairs, params, batch_size=24, sft_weight=0.7)
     first, also = plain.metrics[0], with_term.metrics[0]
     assert also["loss"] == pytest.approx(first["loss"] + 0.7 * first["nll/chosen"], rel=1e-6)
-    lengths = torch.tensor([len(s.completion) for s in pairs.chosen])
-    assert first["nll/chosen"] > 0
-    assert float((-pairs.reference_chosen / lengths).min()) <= first["nll/chosen"]
+    nll = (-pairs.reference_chosen / lengths_of(pairs.chosen)).mean()
+    assert first["nll/chosen"] == pytest.approx(float(nll), rel=1e-5)
     assert with_term.metrics[-1]["nll/chosen"] < plain.metrics[-1]["nll/chosen"]
 
 

@@ -113,13 +113,20 @@ def test_scores_are_normalised_on_the_reference_s_own_completions(
 ) -> None:
     settings = params.ppo.training.model_copy(update={"batch_size": 16, "max_new_tokens": 8})
     engine = HFEngine(load_policy(tiny).eval(), load_tokenizer(tiny), batch_size=16)
-    scale = reference_scale(small, engine, PROMPTS, settings, seed=0)
-    assert scale == reference_scale(small, engine, PROMPTS, settings, seed=0)
+    prompts = PROMPTS * 6  # 240, fewer than a scale may rest on
+
+    def score(episodes: list[Encoded]) -> torch.Tensor:
+        return 5 * small(episodes)  # its spread is far from 1
+
+    scale = reference_scale(score, engine, prompts, settings, seed=0)
+    assert scale == reference_scale(score, engine, prompts, settings, seed=0)
     # Other draws of the reference have mean 0 and variance 1 on it, but for noise.
-    other = reference_scale(small, engine, PROMPTS, settings, seed=1)
-    assert other != scale
-    assert abs(scale.normalise(torch.tensor(other.mean))) < 4 * (2 / 40) ** 0.5
-    assert other.std / scale.std == pytest.approx(1, abs=0.5)
+    episodes, _ = ppo._draw(engine, prompts, settings, 1, 0)
+    fresh = scale.normalise(score(episodes))
+    assert len(fresh) == 240
+    assert abs(float(fresh.mean())) < 4 * (2 / 240) ** 0.5
+    # A normal score's spread, and the scale's own: each is known to 1 / sqrt(2 x 240).
+    assert float(fresh.std()) == pytest.approx(1, abs=4 * (1 / 240) ** 0.5)
 
 
 def test_in_warm_up_the_critic_alone_moves(tiny: Path, params: Params) -> None:
