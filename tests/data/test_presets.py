@@ -32,7 +32,7 @@ def test_preset_is_valid_whole_and_explained(path: Path) -> None:
     params = load_params(path)
     assert {arm.stage for arm in arms(params)} >= {"sft", "dpo", "ppo"}
     whole = keys(yaml.safe_load((ROOT / "params.yaml").read_text()))
-    nested = (".data.world.", ".model.scratch.")
+    nested = (".data.world.", ".model.scratch.", ".promotion.margins.")  # null in some
     missing = whole - keys(yaml.safe_load(path.read_text()))
     assert all(key.startswith(nested) for key in missing)
     for number, line in enumerate(path.read_text().splitlines(), start=1):
