@@ -24,7 +24,7 @@ def without_luck(values: ArrayLike, luck: ArrayLike, groups: ArrayLike) -> Array
     Args:
         values: (N,) of a draw each, such as its reward.
         luck: (N,) log pi/pi_ref less the summed KL of each draw, nats. Where any is NaN (samples
-            that no policy drew) the values are returned as they are.
+            that no policy drew), or any value is, the values are returned as they are.
         groups: (N,) a label for each policy and prompt. The slope is one for all, of what values
             and luck differ by within a group.
 
@@ -32,7 +32,7 @@ def without_luck(values: ArrayLike, luck: ArrayLike, groups: ArrayLike) -> Array
         (N,) the values, unchanged where there are fewer than `FEWEST` draws to tell the slope.
     """
     value, chance = np.asarray(values, dtype=np.float64), np.asarray(luck, dtype=np.float64)
-    if np.isnan(chance).any():
+    if np.isnan(chance).any() or np.isnan(value).any():
         return value
     table = pd.DataFrame({"value": value, "luck": chance})
     by = table.groupby(np.asarray(groups))

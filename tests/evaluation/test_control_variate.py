@@ -31,6 +31,8 @@ def test_values_are_left_alone_where_nothing_tells_the_luck() -> None:
     few = np.arange(60) % (60 - FEWEST + 1)
     assert without_luck(values, luck, few).tolist() == values.tolist()
     assert without_luck(values, luck, few % 30).tolist() != values.tolist()
+    holes = np.where(np.arange(60) == 3, np.nan, values)
+    np.testing.assert_array_equal(without_luck(holes, luck, np.zeros(60)), holes)
     for unknown in (np.full(60, np.nan), np.zeros(60), np.where(np.arange(60) == 3, np.nan, luck)):
         assert without_luck(values, unknown, np.zeros(60)).tolist() == values.tolist()
 
