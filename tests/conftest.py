@@ -98,7 +98,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if browser and os.environ.get("CI"):
         terminalreporter.section("NO TEST RAN IN A BROWSER", sep="!", red=True, bold=True)
         terminalreporter.line(f"{browser} tests were skipped: {NO_CHROMIUM}")
-    shared = sum("../shared" in reason for reason in reasons)
-    if shared:
+    alone = sum(NO_SHARED in reason for reason in reasons)
+    if alone:
         terminalreporter.section("NO TEST READ ../shared", sep="!", red=True, bold=True)
-        terminalreporter.line(f"{shared} tests were skipped: they need ../shared beside this clone")
+        terminalreporter.line(f"{alone} tests were skipped: {NO_SHARED}")

@@ -153,9 +153,10 @@ def control_rows(
             obeyed = _obeyed(asked, own, resamples, seed)
             if obeyed.low > 0.5:
                 rows[-1] |= {"passed": False, "about": _told(obeyed)}
-    every = pd.concat([verdicts.assign(prompt_id=pairs["prompt_id"].to_numpy()), others])
+    named = verdicts.assign(prompt_id=pairs["prompt_id"].to_numpy())
+    every = pd.concat([named, others])
     # A constant answer is lost to in both orders by any judge, which says nothing of order.
-    real = pd.concat([every[: len(pairs)][~pairs["control"].isin(CONSTANT).to_numpy()], others])
+    real = pd.concat([named[~pairs["control"].isin(CONSTANT).to_numpy()], others])
     effects = order_effects(
         real, real["prompt_id"], resamples=resamples, confidence=CONFIDENCE, seed=seed
     )

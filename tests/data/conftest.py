@@ -11,15 +11,10 @@ import pytest
 
 from betaflow.config import DataSettings
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-
 
 @pytest.fixture
-def hh_file() -> Path:
-    path = SHARED / "hh-harmless.jsonl.gz"
-    if not path.is_file():
-        pytest.skip("the HH sample is not at ../shared/data/hh-harmless.jsonl.gz")
-    return path
+def hh_file(shared: Path) -> Path:
+    return shared / "data" / "hh-harmless.jsonl.gz"
 
 
 @pytest.fixture

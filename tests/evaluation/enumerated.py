@@ -55,6 +55,19 @@ def best_reward(world: World, kl: float) -> float:
     return float(rewards_of(world, best_policy(world, np.exp(high))).mean())
 
 
+def mistaken(random: np.random.Generator, world: World, scale: float) -> World:
+    """The same world with rewards that are wrong by noise of that scale."""
+    error = random.normal(size=world.rewards.shape)
+    return world._replace(rewards=world.rewards + scale * error)
+
+
+def true_share(world: World, policy: Array) -> float:
+    """A policy's gain as a share of the optimum's at its KL, exactly."""
+    reference = rewards_of(world, world.reference).mean()
+    best = best_reward(world, kls_of(world, policy).mean())
+    return float((rewards_of(world, policy).mean() - reference) / (best - reference))
+
+
 def draw(random: np.random.Generator, policy: Array, count: int) -> NDArray[np.int64]:
     """(prompts, count) outcomes."""
     below = policy.cumsum(axis=1)[:, None, :-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from enumerated import best_policy, best_reward, draw, drawn_rewards, kls_of, make_world, rewards_of
+from enumerated import best_policy, draw, drawn_rewards, kls_of, make_world, mistaken, true_share
 
 from betaflow.evaluation.control_variate import FEWEST, without_luck
 from betaflow.evaluation.frontier import fraction_of_optimum
@@ -42,11 +42,8 @@ def test_shares_of_the_optimum_lose_noise_and_keep_their_mean_and_coverage(sampl
     """400 experiments of 48 prompts drawn from 400; the arm is the optimum of another reward."""
     random = np.random.default_rng(samples)
     world = make_world(random, prompts=400)
-    wrong = world._replace(rewards=world.rewards + 0.4 * random.normal(size=world.rewards.shape))
-    policy = best_policy(wrong, 0.8)
-    kl = kls_of(world, policy).mean()
-    reference = rewards_of(world, world.reference).mean()
-    true = (rewards_of(world, policy).mean() - reference) / (best_reward(world, kl) - reference)
+    policy = best_policy(mistaken(random, world, 0.4), 0.8)
+    true = true_share(world, policy)
     names = np.arange(48)
     groups = np.repeat(names, samples)
     plain, adjusted, covered = [], [], 0

@@ -14,7 +14,9 @@ from enumerated import (
     drawn_rewards,
     kls_of,
     make_world,
+    mistaken,
     rewards_of,
+    true_share,
 )
 
 from betaflow.evaluation.bootstrap import mean_interval, percentile_interval
@@ -204,12 +206,11 @@ def test_coverage_of_the_fraction_and_of_the_ceiling() -> None:
     """400 experiments of 48 prompts drawn from 400, 256 draws of pi_ref, 4 samples of the arm."""
     random = np.random.default_rng(10)
     world = make_world(random, prompts=400)
-    wrong = world._replace(rewards=world.rewards + 0.7 * random.normal(size=world.rewards.shape))
+    wrong = mistaken(random, world, 0.7)
     policy = best_policy(wrong, 1.0)
     kl = kls_of(world, policy).mean()
-    reference = rewards_of(world, world.reference).mean()
     best = best_reward(world, kl)
-    true = (rewards_of(world, policy).mean() - reference) / (best - reference)
+    true = true_share(world, policy)
     assert 0.7 < true < 0.9
     prompts = np.arange(48)
     fractions, ceilings, estimates = 0, 0, []
@@ -274,7 +275,7 @@ def test_coverage_of_the_area_with_many_noisy_arms() -> None:
     """200 experiments with 8 arms of 2 samples on 48 prompts: the hull of noise lies high."""
     random = np.random.default_rng(11)
     world = make_world(random, prompts=400)
-    wrong = world._replace(rewards=world.rewards + 0.7 * random.normal(size=world.rewards.shape))
+    wrong = mistaken(random, world, 0.7)
     policies = [best_policy(wrong, beta) for beta in np.geomspace(3, 0.7, 8)]
     true = true_area(world, policies)
     covered, estimates = 0, []
