@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from betaflow.config import Params, load_params
-from betaflow.data.tokenise import Limits
 from betaflow.io import LOCAL, read_jsonl, write_json
-from betaflow.sampling.engine import open_engine
-from betaflow.sampling.parity import check_engine
 from tasks._arguments import model_argument
-from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
 
 
@@ -31,6 +27,13 @@ def benchmark(params: Params, name: str, folder: str | Path) -> dict[str, Any]:
     about = {"arm": name, "engine": settings.engine}
     if not settings.tasks:
         return about | {"results": {}}
+    # Here, since a run without tasks has such a stage for every arm too: torch takes seconds.
+    from betaflow.data.tokenise import Limits
+    from betaflow.evaluation.harness import run_harness
+    from betaflow.sampling.engine import open_engine
+    from betaflow.sampling.parity import check_engine
+    from tasks._inputs import encode_pairs
+
     set_threads(settings.threads)
     (LOCAL / "tmp").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=LOCAL / "tmp") as cache:
@@ -52,8 +55,6 @@ def benchmark(params: Params, name: str, folder: str | Path) -> dict[str, Any]:
             tolerance=settings.logprob_tolerance,
             trust_remote_code=trust,
         )
-        from betaflow.evaluation.harness import run_harness
-
         return about | run_harness(engine, settings.tasks, limit=settings.limit, cache=Path(cache))
 
 

@@ -10,11 +10,15 @@ from betaflow.policy.logps import in_batches
 
 
 def token_values(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """The head's output at every token, float32 `(sequences, tokens)`."""
+    """The head's output at every token, float32 `(sequences, tokens)`.
+
+    The head is computed in float32 under autocast too: a score in bfloat16 has steps of 1/64 at 2.
+    """
     hidden = model.base_model(  # type: ignore[operator]
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).last_hidden_state
-    return model.score(hidden).squeeze(-1).float()  # type: ignore[operator]
+    with torch.autocast(hidden.device.type, enabled=False):
+        return model.score(hidden.float()).squeeze(-1)  # type: ignore[operator]
 
 
 def sequence_scores(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -71,6 +71,19 @@ def test_kl_is_zero_against_itself_and_the_full_sum_against_another(tiny: Path) 
     torch.testing.assert_close(found.kl[0], by_hand, rtol=1e-4, atol=1e-5)
 
 
+def test_scores_in_bfloat16_have_their_head_in_float32(tiny: Path) -> None:
+    """A score is a number of about 2: bfloat16 would round it to steps of 1/64."""
+    model = load_reward_model(tiny, new_head_seed=0).eval()
+    batch = collate(SEQUENCES, pad=0)
+    with torch.no_grad(), autocast("bfloat16"):
+        found = token_values(model, batch)
+        hidden = model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+    torch.testing.assert_close(found, (hidden.float() @ model.score.weight.T).squeeze(-1))
+    assert not torch.equal(found, found.bfloat16().float())
+
+
 def test_sampled_kl_agrees_with_the_mean_log_ratio(tiny: Path) -> None:
     """Both estimate the sequence KL on the policy's own samples; the exact one varies less."""
     from betaflow.sampling.engine import Request
