@@ -310,6 +310,14 @@ class OnlineSettings(Section):
     draws: Annotated[int, Field(ge=2)]
     labels: Literal["drawn", "expected"]
     max_new_tokens: Count
+    value_steps: Annotated[int, Field(ge=0)]
+    value_rate: Positive
+
+    @model_validator(mode="after")
+    def _value_steps_leave_some(self) -> OnlineSettings:
+        if self.value_steps >= self.steps:
+            raise ValueError("value_steps must be fewer than steps")
+        return self
 
 
 class DPOSettings(Section):

@@ -152,6 +152,12 @@ def test_every_engine_of_vllms_wants_heads_that_it_can_run(
         parse_params(values)
 
 
+def test_value_steps_need_steps_after_them(values: dict[str, Any]) -> None:
+    put(values, "dpo.online.value_steps", values["dpo"]["online"]["steps"])
+    with pytest.raises(UserError, match="value_steps must be fewer than steps"):
+        parse_params(values)
+
+
 def test_online_dpo_is_of_one_process(values: dict[str, Any]) -> None:
     put(values, "dpo.grid.method", ["dpo", "online_dpo"])
     parse_params(values)

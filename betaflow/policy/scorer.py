@@ -97,10 +97,24 @@ class Scorer(nn.Module):
     def forward(self, batch: Packed | Batch) -> torch.Tensor:
         """Summed log-probability of each completion, nats, float32 `(sequences,)`."""
         if isinstance(batch, Packed):
-            hidden = packed_hidden(self.policy, batch)[0].index_select(0, batch.predictors)
+            hidden, lengths = self.states(batch)
             logps = Head.of(self.policy).logps(hidden, batch.targets)
-            return torch.segment_reduce(logps, "sum", lengths=batch.lengths, initial=0.0)
+            return torch.segment_reduce(logps, "sum", lengths=lengths, initial=0.0)
         return sequence_logps(self.policy, batch)
+
+    def states(self, batch: Packed | Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last hidden states before each token of each completion, `(tokens, width)`.
+
+        And how many are each completion's, `(sequences,)`; one after the other.
+        """
+        if isinstance(batch, Packed):
+            hidden = packed_hidden(self.policy, batch)[0]
+            return hidden.index_select(0, batch.predictors), batch.lengths
+        hidden = self.policy.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+        mask = batch.completion_mask[:, 1:]
+        return hidden[:, :-1][mask], mask.sum(-1)
 
 
 def packed_hidden(policy: Any, batch: Packed) -> torch.Tensor:

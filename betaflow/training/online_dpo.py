@@ -14,24 +14,28 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from betaflow.data.pairs import bradley_terry_label
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
 from betaflow.objectives.bradley_terry import preference_probability
 from betaflow.policy.flops import forward_flops
+from betaflow.policy.packed import tree_tokens
 from betaflow.policy.scorer import Scorer, all_sequence_logps
 from betaflow.sampling.engine import Completion, Engine, Request
 from betaflow.training import loop
 from betaflow.training.dpo import Objective, ReferencedPairs, final_figures, pairs_step
-from betaflow.training.optim import make_optimizer
+from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
 from betaflow.training.trees import units
+from betaflow.training.value_head import new_head, value_loss
 
 if TYPE_CHECKING:
     from betaflow.config import DPOTraining, OnlineSettings
 
 # The reward of a prompt's completion, by the prompt's place among the prompts.
 Reward = Callable[[int, Completion], float]
+Rows = list[list[Encoded]]  # the completions of each prompt
 
 
 def train_online_dpo(
@@ -57,8 +61,12 @@ def train_online_dpo(
 
     A row has what a row of `train_dpo` has, of the step's own pairs, and `reward/score`, the mean
     reward of its completions; `log_ratio`, their mean log pi / pi_ref (an estimate of the KL, nats
-    a completion of the pairs); `completion_tokens`; `sampled_tokens`; and `flops` (drawing and the
-    reference a forward pass each, the step three). `tokens`: every completion's with its prompt.
+    a completion of the pairs); `completion_tokens`; `sampled_tokens`; and `flops`: drawing and the
+    reference a forward pass each, the step three. `tokens`: every completion's with its prompt.
+
+    In the first `online.value_steps` steps the policy stays near the reference, and its hidden
+    states learn to tell the reward (see `value_head`): rows have what `value_loss` returns, and
+    nothing of pairs.
 
     Args:
         engine: draws from the scorer's policy.
@@ -69,10 +77,18 @@ def train_online_dpo(
     Raises:
         UserError: as `train_dpo`.
     """
-    optimizer = make_optimizer(settings, [p for p in scorer.parameters() if p.requires_grad])
+    groups = [{"params": [p for p in scorer.parameters() if p.requires_grad]}]
+    modules: dict[str, nn.Module] = {"policy": scorer.policy}
+    head = new_head(scorer) if online.value_steps else None
+    if head is not None:
+        groups.append({"params": list(head.parameters())})
+        modules["value"] = head
+    optimizer = make_optimizer(settings, groups)
     cost = forward_flops(scorer.policy), forward_flops(reference.policy)
 
     def update(step: int) -> dict[str, float]:
+        if step == online.value_steps:
+            optimizer.state.clear()  # the value loss's gradients were of another size
         places = loop.batch_indices(len(prompts), online.prompts, seed, step)
         scorer.eval()
         drawn = _draw(engine, [prompts[i] for i in places], online, seed, step)
@@ -81,9 +97,37 @@ def train_online_dpo(
             [Encoded(prompts[i], one.token_ids) for one in row]
             for i, row in zip(places, drawn, strict=True)
         ]
+        learn = from_values if step < online.value_steps else from_pairs
+        row = learn(step, sequences, rewards)
         flat = [one for row in sequences for one in row]
+        tokens = sum(one.length for one in flat)
+        shared = sum(map(tree_tokens, sequences)) if scorer.packs else tokens
+        row |= {
+            "reward/score": float(torch.tensor(rewards).mean()),
+            "completion_tokens": sum(len(one.completion) for one in flat) / len(flat),
+            "sampled_tokens": sum(len(one.completion) for one in flat),
+            "tokens": tokens,
+            "flops": tokens * cost[0] + shared * (3 * cost[0] + cost[1]),
+        }
+        return row | (probe(step + 1) if probe else {})
+
+    def from_values(step: int, sequences: Rows, rewards: list[list[float]]) -> dict[str, float]:
+        assert head is not None
+        scorer.train()
+        row = value_loss(
+            scorer, reference, head, sequences, rewards,
+            budget=settings.micro_batch_tokens, precision=precision,
+        )  # fmt: skip
+        rate = learning_rate(settings, online.value_rate, step, online.value_steps)
+        norm = optimizer_step(optimizer, rate, settings.max_grad_norm)
+        return row | {"grad_norm": norm, "learning_rate": rate}
+
+    def from_pairs(step: int, sequences: Rows, rewards: list[list[float]]) -> dict[str, float]:
         theirs = all_sequence_logps(
-            reference, flat, budget=settings.micro_batch_tokens, precision=precision
+            reference,
+            [one for row in sequences for one in row],
+            budget=settings.micro_batch_tokens,
+            precision=precision,
         )
         rng = Random(f"{seed}/{step}") if online.labels == "drawn" else None
         pairs = labelled(sequences, rewards, theirs, rng, f"{step}")
@@ -97,27 +141,19 @@ def train_online_dpo(
             scorer, pairs, trees, settings, objective, optimizer, step, online.steps, peak_rate,
             precision,
         )  # fmt: skip
-        tokens = sum(one.length for one in flat)
         both = torch.cat([pairs.reference_chosen, pairs.reference_rejected])
-        row |= {
-            "reward/score": float(torch.tensor(rewards).mean()),
-            "log_ratio": (row["logps/chosen"] + row["logps/rejected"]) / 2 - float(both.mean()),
-            "completion_tokens": sum(len(one.completion) for one in flat) / len(flat),
-            "sampled_tokens": sum(len(one.completion) for one in flat),
-            "tokens": tokens,
-            "flops": tokens * (cost[0] * 4 + cost[1]),
-        }
-        return row | (probe(step + 1) if probe else {})
+        ratio = (row["logps/chosen"] + row["logps/rejected"]) / 2 - float(both.mean())
+        return row | {"log_ratio": ratio}
 
     trained = loop.fit(
         label,
         online.steps,
         update,
-        modules={"policy": scorer.policy},
+        modules=modules,
         optimizer=optimizer,
         fingerprint=fingerprint,
         checkpoint_seconds=settings.checkpoint_seconds,
-        show=("loss", "reward/score", "log_ratio"),
+        show=("loss", "value/loss", "reward/score", "log_ratio"),
         on_step=on_step,
         keep=settings.keep_checkpoints,
     )

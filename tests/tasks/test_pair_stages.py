@@ -65,13 +65,18 @@ def test_the_paper_s_other_losses_are_arms_of_dpo(
 
 def test_online_dpo_draws_its_own_pairs(here: Path) -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
-    drawn = {"steps": 3, "prompts": 4, "draws": 3, "labels": "expected", "max_new_tokens": 12}
+    drawn = {
+        "steps": 3, "prompts": 4, "draws": 3, "labels": "expected", "max_new_tokens": 12,
+        "value_steps": 1, "value_rate": 1e-3,
+    }  # fmt: skip
     params["dpo"]["online"] = drawn
     Path("params.yaml").write_text(yaml.safe_dump(params))
     tasks.dpo.main(argparse.Namespace(method="online_dpo", beta=0.5, **POINT))
     rows, about = result(here / "out/dpo/online_dpo-b0.5-lr0.001-s0")
-    assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-3)
-    assert rows[0]["log_ratio"] == pytest.approx(0, abs=1e-4)
+    assert "loss" not in rows[0]
+    assert rows[1]["loss"] == pytest.approx(0.693147, abs=0.01)
+    assert rows[1]["log_ratio"] == pytest.approx(0, abs=0.1)
+    assert ["value/kl" in row for row in rows] == [True, False, False]
     assert all(0 < row["sampled_tokens"] <= 4 * 3 * 12 for row in rows)
     assert about["train_flops"] == sum(row["flops"] for row in rows)
     assert about["settings"]["online"] == drawn

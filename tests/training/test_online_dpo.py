@@ -61,7 +61,13 @@ def rewards_of(world: World, reference: torch.Tensor) -> torch.Tensor:
 
 
 def train(
-    params: Params, seed: int, *, steps: int = 160, labels: str = "drawn", **options: Any
+    params: Params,
+    seed: int,
+    *,
+    steps: int = 160,
+    labels: str = "drawn",
+    value_steps: int = 0,
+    **options: Any,
 ) -> Run:
     world = make_world(Path("reference"), seed)
     policy, reference = load_policy(world.folder), load_policy(world.folder).eval()
@@ -79,7 +85,10 @@ def train(
         prepare(policy, settings, pad=PAD), Scorer(reference, PAD),
         HFEngine(policy, TOKENIZER, 256), options.pop("reward", reward), prompts, NONE, settings,
         OnlineSettings.model_validate(
-            {"steps": steps, "prompts": 40, "draws": 8, "labels": labels, "max_new_tokens": LONGEST}
+            {
+                "steps": steps, "prompts": 40, "draws": 8, "labels": labels,
+                "max_new_tokens": LONGEST, "value_steps": value_steps, "value_rate": 5e-3,
+            }
         ),
         label="online", objective=dpo_objective(settings, BETA), peak_rate=5e-3, seed=seed,
         precision="float32", fingerprint="p", **options,
@@ -88,28 +97,48 @@ def train(
 
 
 @pytest.mark.parametrize(
-    ("labels", "seed", "within"), [("drawn", 0, 0.05), ("expected", 0, 0.02), ("expected", 1, 0.02)]
+    ("labels", "seed", "value_steps", "within"),
+    [
+        ("drawn", 0, 0, 0.05),
+        ("expected", 0, 0, 0.02),
+        ("expected", 1, 0, 0.02),
+        ("expected", 0, 40, 0.02),
+    ],
 )
 def test_it_comes_near_the_exact_optimum(
-    labels: str, seed: int, within: float, params: Params
+    labels: str, seed: int, value_steps: int, within: float, params: Params
 ) -> None:
     """As near as labels drawn at random let it, and nearer by their mean."""
-    problem, policy, rows = train(params, seed, labels=labels)
+    problem, policy, rows = train(
+        params, seed, steps=160 + value_steps, labels=labels, value_steps=value_steps
+    )
     best, first = problem.best(BETA), problem.value(problem.reference, BETA)
     assert problem.value(policy, BETA) <= best + 1e-6
     assert (best - problem.value(policy, BETA)) / (best - first) <= within
-    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert rows[0]["log_ratio"] == pytest.approx(0, abs=1e-5)
+    assert rows[value_steps]["loss"] == pytest.approx(
+        math.log(2), abs=0.05 if value_steps else 1e-5
+    )
+    assert rows[value_steps]["log_ratio"] == pytest.approx(0, abs=0.1 if value_steps else 1e-5)
     # What a row says of its draws is so of the policy, but for the draws: here of the last five.
     late = rows[-5:]
     assert sum(r["reward/score"] for r in late) / 5 == pytest.approx(
         problem.reward(policy), abs=0.1
     )
     assert {"rewards/accuracy", "grad_norm", "tokens", "flops", "completion_tokens"} <= set(late[0])
+    assert ["value/loss" in row for row in rows].count(True) == value_steps
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_same_rows(params: Params) -> None:
-    whole = train(params, 0, steps=5)
+def test_in_its_first_steps_the_value_is_learned_and_the_policy_stays(params: Params) -> None:
+    problem, policy, rows = train(params, 0, steps=61, labels="expected", value_steps=60)
+    best = problem.best(BETA) - problem.value(problem.reference, BETA)
+    assert abs(problem.value(policy, BETA) - problem.value(problem.reference, BETA)) < 0.1 * best
+    early, late = (sum(row["value/loss"] for row in rows[n : n + 5]) for n in (0, 55))
+    assert late < 0.8 * early
+
+
+@pytest.mark.parametrize("value_steps", [0, 2, 4])
+def test_a_run_that_is_stopped_goes_on_to_the_same_rows(value_steps: int, params: Params) -> None:
+    whole = train(params, 0, steps=5, value_steps=value_steps)
     for path in Path.cwd().iterdir():
         path.rename(path.with_name(f"gone-{path.name}"))
 
@@ -118,8 +147,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_rows(params: Params) -> None:
             raise Stopped(130)
 
     with pytest.raises(Stopped):
-        train(params, 0, steps=5, on_step=stop)
-    again = train(params, 0, steps=5)
+        train(params, 0, steps=5, value_steps=value_steps, on_step=stop)
+    again = train(params, 0, steps=5, value_steps=value_steps)
     assert again.rows == whole.rows
     assert torch.equal(again.policy, whole.policy)
 
