@@ -59,7 +59,7 @@ class Case(NamedTuple):
     `share` of the prompts are used, in `passes` each; `pairs` of a prompt (0: all) are labelled
     by `annotators`, each on its own; `on_policy`: the second half of the prompts is completed by a
     policy that DPO made of the first half. `online`: so many steps on pairs that the policy draws
-    anew, with `labels` as `OnlineSettings` has them.
+    anew, with `labels` and `value_steps` as `OnlineSettings` has them.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Case(NamedTuple):
     on_policy: bool = False
     online: int = 0
     labels: Literal["drawn", "expected"] = "drawn"
+    value_steps: int = 0
     frozen: str = ""
 
 
@@ -91,6 +92,13 @@ CASES = (
     Case("online, beta 0.17", beta=0.17, online=200),
     Case("online, expected labels, beta 0.3", beta=0.3, online=200, labels="expected"),
     Case("online, expected labels, beta 0.17", beta=0.17, online=200, labels="expected"),
+    Case(
+        "online, expected labels, 75 value steps first, beta 0.3",
+        beta=0.3,
+        online=275,
+        labels="expected",
+        value_steps=75,
+    ),
 )
 
 
@@ -224,6 +232,8 @@ class Trial:
                 draws=self.draws,
                 labels=case.labels,
                 max_new_tokens=self.params.pairs.max_new_tokens,
+                value_steps=case.value_steps,
+                value_rate=1e-3,
             ),
             label=f"limits-{case.name.replace(' ', '-').replace(',', '')}-s{seed}",
             objective=dpo_objective(settings, case.beta),
