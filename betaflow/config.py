@@ -369,6 +369,7 @@ class PPOTraining(OptimisationSettings):
     lam: Annotated[float, Field(ge=0, le=1)]
     missing_eos_penalty: NonNegative
     critic_warmup: Annotated[int, Field(ge=0)]
+    teach_states: bool
     engine: Literal["vllm", "hf"]
     logprob_tolerance: Positive
     minibatches: Count

@@ -5,6 +5,9 @@ takes coefficient x (log pi - log pi_ref) off at every token, and improves the p
 clipped objective with generalised advantage estimates from a critic. Policy and reference start
 from SFT, the critic from the reward model. Scores are normalised to mean 0 and variance 1 under
 the reference. The coefficient is fixed, or adapted to a target KL.
+
+While the critic alone learns, the policy's hidden states can be taught to tell the score, with the
+policy held to the reference: the auxiliary phase of Cobbe et al. 2021, here before the first.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import torch
 from torch import nn
 
 from betaflow.data.tokenise import Batch, Encoded, collate
-from betaflow.errors import UserError
 from betaflow.objectives.ppo import (
     adapted_coefficient,
     advantages,
@@ -33,16 +35,18 @@ from betaflow.policy.lanes import side_by_side
 from betaflow.policy.loading import autocast, device
 from betaflow.policy.logps import token_logps, token_statistics
 from betaflow.policy.rewards import token_values
+from betaflow.policy.scorer import Scorer
 from betaflow.sampling.engine import Engine, Request
 from betaflow.training import loop
 from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
+from betaflow.training.start import require_same
+from betaflow.training.value_head import new_head, value_loss
 
 if TYPE_CHECKING:
     from betaflow.config import PPOTraining
 
 
 SCALE_EPISODES = 256
-START_KL = 1e-3  # nats a completion: float error of two forward passes, generously
 
 Score = Callable[[list[Encoded]], torch.Tensor]
 Rows = Sequence[dict[str, Any]]
@@ -90,6 +94,10 @@ class Rollout(NamedTuple):
     returns: torch.Tensor
 
 
+# Adds the gradient of some episodes' value loss to the policy's; returns its figures.
+Teach = Callable[[torch.Tensor], dict[str, float]]
+
+
 def train_ppo(
     models: Models,
     reward: Reward,
@@ -130,6 +138,12 @@ def train_ppo(
     """
     # Two groups: each is clipped by its own norm, so that neither drowns the other.
     groups = [{"params": list(model.parameters())} for model in (models.policy, models.critic)]
+    modules: dict[str, nn.Module] = {"policy": models.policy, "critic": models.critic}
+    teacher = None
+    if settings.teach_states and settings.critic_warmup:
+        teacher = _Teacher(models, settings, pad, precision)
+        groups.append({"params": list(teacher.head.parameters())})
+        modules["value"] = teacher.head
     optimizer = make_optimizer(settings, groups, eps=1e-5)
     rows: list[dict[str, Any]] = []
     clock = _Clock()
@@ -146,19 +160,24 @@ def train_ppo(
             episodes, finished = _draw(engine, asked, settings, seed, step)
         known[:] = episodes[:8]
         with clock.phase("scoring"), torch.no_grad():
-            rollout, figures = _score(
+            rollout, scores, figures = _score(
                 models, reward, critic_scale, episodes, finished, settings, pad, coefficient,
                 precision,
             )  # fmt: skip
-        _require_reference(step, figures)
+        if step == 0:
+            require_same(figures["kl"])
         rate = learning_rate(settings, peak_rate, step, settings.iterations)
         warming = step < settings.critic_warmup
+        teach = partial(teacher, episodes, scores) if teacher and warming else None
+        if teacher and step == settings.critic_warmup:
+            for parameter in models.policy.parameters():
+                optimizer.state.pop(parameter, None)  # the value loss's gradients were of another size
         with clock.phase("update"):
             figures |= _improve(
-                models, critic_scale, rollout, settings, optimizer, rate, warming,
+                models, critic_scale, rollout, settings, optimizer, rate, warming, teach,
                 seed * 1_000_003 + step, precision,
             )  # fmt: skip
-        figures |= _cost(models, reward, rollout, settings.epochs, warming)
+        figures |= _cost(models, reward, rollout, settings.epochs, warming, teach is not None)
         row = {**figures, "kl_coefficient": coefficient, "learning_rate": rate}
         return row | (probe(step + 1) if probe else {})
 
@@ -168,7 +187,7 @@ def train_ppo(
         label,
         settings.iterations,
         update,
-        modules={"policy": models.policy, "critic": models.critic},
+        modules=modules,
         optimizer=optimizer,
         fingerprint=fingerprint,
         checkpoint_seconds=settings.checkpoint_seconds,
@@ -242,8 +261,11 @@ def _score(
     pad: int,
     coefficient: float,
     precision: str,
-) -> tuple[Rollout, dict[str, float]]:
-    """Rewards, values and advantages; log-probabilities are the trainer's, not the sampler's."""
+) -> tuple[Rollout, torch.Tensor, dict[str, float]]:
+    """Rewards, values and advantages; log-probabilities are the trainer's, not the sampler's.
+
+    Also each episode's score, `(episodes,)`, and the figures of the metrics row.
+    """
     batch = collate(episodes, pad).to(device())
     mask = batch.completion_mask[:, 1:]
     logps, theirs, entropy, kl, values = (torch.zeros(mask.shape, device=device()) for _ in "12345")
@@ -282,7 +304,27 @@ def _score(
         "finished": finished.float().mean(),
     }
     rollout = Rollout(batch, mask, logps, values, whiten(gains, mask), returns)
-    return rollout, {key: float(value) for key, value in figures.items()}
+    return rollout, scores, {key: float(value) for key, value in figures.items()}
+
+
+class _Teacher:
+    """Teaches the policy's states the score by a head of their own (see `value_head`)."""
+
+    def __init__(self, models: Models, settings: PPOTraining, pad: int, precision: str) -> None:
+        self.policy, self.reference = Scorer(models.policy, pad), Scorer(models.reference, pad)
+        self.head = new_head(self.policy)
+        self.size, self.precision = settings.micro_batch_size, precision
+
+    def __call__(
+        self, episodes: list[Encoded], scores: torch.Tensor, rows: torch.Tensor
+    ) -> dict[str, float]:
+        """Add the gradient of `rows` of the episodes to that of policy and head."""
+        some = [episodes[i] for i in rows.tolist()]
+        return value_loss(
+            self.policy, self.reference, self.head, [[one] for one in some],
+            [[score] for score in scores[rows].tolist()],
+            budget=self.size * max(one.length for one in some), precision=self.precision,
+        )  # fmt: skip
 
 
 def _improve(
@@ -293,18 +335,20 @@ def _improve(
     optimizer: torch.optim.Optimizer,
     rate: float,
     warming: bool,
+    teach: Teach | None,
     seed: int,
     precision: str,
 ) -> dict[str, float]:
     """Take `epochs` x `minibatches` optimizer steps; in warm-up the critic alone learns.
 
     A figure is the mean over all tokens of all passes; `ratio_start` and `clip_start` are the
-    first mini-batch's, before any step: 1 and 0.
+    first mini-batch's, before any step: 1 and 0. `teach`: called with each mini-batch's episodes.
     """
     sums: dict[str, float] = {}
     start: dict[str, float] = {}
     weight = settings.epochs * float(rollout.mask.sum())
     norms: list[float] = []
+    taught: list[dict[str, float]] = []
     learners = [models.critic] if warming else [models.policy, models.critic]
     learnt = [parameter for model in learners for parameter in model.parameters()]
     for rows in _minibatches(len(rollout.mask), settings, seed):
@@ -330,6 +374,8 @@ def _improve(
                     start[key] = start.get(key, 0.0) + figure / tokens
         for parameter, gradient in zip(learnt, summed, strict=True):
             parameter.grad = gradient
+        if teach is not None:
+            taught.append(teach(rows))
         norms.append(optimizer_step(optimizer, rate, settings.max_grad_norm))
     return {
         "policy_loss": sums["policy"],
@@ -340,6 +386,7 @@ def _improve(
         "ratio_start": start["ratio"],
         "clip_start": start["clip_fraction"],
         "grad_norm": sum(norms) / len(norms),
+        **{key: sum(one[key] for one in taught) / len(taught) for key in (taught or [{}])[0]},
     }
 
 
@@ -411,27 +458,22 @@ def _values(critic: nn.Module, batch: Batch, scale: Scale) -> torch.Tensor:
     return scale.normalise(raw) * batch.completion_mask[:, 1:]
 
 
-def _require_reference(step: int, figures: dict[str, float]) -> None:
-    """Before the first step policy and reference are one: KL(pi_ref || pi_ref) = 0."""
-    if step == 0 and not abs(figures["kl"]) <= START_KL:
-        raise UserError(
-            f"before training the policy's KL from the reference is {figures['kl']:.1e} nats a "
-            "completion, not 0: they are not the same model, or one of them has dropout on"
-        )
-
-
 def _cost(
-    models: Models, reward: Reward, rollout: Rollout, epochs: int, warming: bool
+    models: Models, reward: Reward, rollout: Rollout, epochs: int, warming: bool, taught: bool
 ) -> dict[str, float]:
     """Tokens and FLOPs of an iteration: a forward pass is 2 a parameter and token, a backward 4.
 
     The rollout is one forward pass (each token once, with a cache), the scoring one of each
-    model, the update three (a forward and a backward) of policy and critic in each epoch.
+    model, the update three (a forward and a backward) of policy and critic in each epoch. In
+    warm-up the policy has a forward pass alone; where it is taught, three more, and the reference
+    one.
     """
     policy, critic = forward_flops(models.policy), forward_flops(models.critic)
     tokens = float(rollout.batch.attention_mask.sum())
-    scoring = policy + forward_flops(models.reference) + critic + reward.forward_flops
-    update = epochs * (policy * (1 if warming else 3) + critic * 3)
+    reference = forward_flops(models.reference)
+    scoring = policy + reference + critic + reward.forward_flops
+    teaching = 3 * policy + reference if taught else 0
+    update = epochs * (policy * (1 if warming else 3) + teaching + critic * 3)
     return {
         "tokens": tokens * epochs,
         "sampled_tokens": float(rollout.mask.sum()),

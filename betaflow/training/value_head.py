@@ -29,7 +29,7 @@ def new_head(scorer: Scorer) -> nn.Linear:
     if head_of(scorer.policy) is None:
         raise UserError(
             f"{type(scorer.policy).__name__}: its logits are not a projection of its last hidden "
-            "states; set dpo.online.value_steps to 0"
+            "states; set dpo.online.value_steps to 0, or ppo.training.teach_states to false"
         )
     weights = scorer.policy.get_output_embeddings().weight
     head = nn.Linear(weights.shape[1], 1, device=weights.device)

@@ -136,6 +136,21 @@ def test_in_its_first_steps_the_value_is_learned_and_the_policy_stays(params: Pa
     assert late < 0.8 * early
 
 
+@pytest.mark.parametrize("value_steps", [0, 2])
+def test_a_policy_that_is_not_the_reference_is_refused(
+    value_steps: int, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(policy: Any, settings: Any, **options: Any) -> Scorer:
+        with torch.no_grad():
+            next(policy.parameters()).mul_(1.5)
+        return original(policy, settings, **options)
+
+    original = prepare
+    monkeypatch.setitem(globals(), "prepare", moved)
+    with pytest.raises(UserError, match="before training"):
+        train(params, 0, steps=3, value_steps=value_steps)
+
+
 @pytest.mark.parametrize("value_steps", [0, 2, 4])
 def test_a_run_that_is_stopped_goes_on_to_the_same_rows(value_steps: int, params: Params) -> None:
     whole = train(params, 0, steps=5, value_steps=value_steps)

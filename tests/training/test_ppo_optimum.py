@@ -128,9 +128,9 @@ def unfinished(policy: torch.Tensor) -> float:
     return float(expected(policy, UNFINISHED))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_it_reaches_the_exact_optimum(seed: int, params: Params) -> None:
-    problem, policy, rows, exact = train(params, seed)
+@pytest.mark.parametrize(("seed", "taught"), [(0, False), (1, False), (2, False), (0, True)])
+def test_it_reaches_the_exact_optimum(seed: int, taught: bool, params: Params) -> None:
+    problem, policy, rows, exact = train(params, seed, teach_states=taught)
     optimum = problem.optimum(BETA)
     assert problem.value(policy, BETA) <= problem.best(BETA) + 1e-6
     assert shortfall(problem, policy) <= 0.02
@@ -143,6 +143,16 @@ def test_it_reaches_the_exact_optimum(seed: int, params: Params) -> None:
     assert len(steps) == 17
     assert abs(sum(objective)) / 17 < 0.05
     assert abs(sum(kl)) / 17 < 0.03
+
+
+def test_while_its_states_are_taught_the_policy_stays(params: Params) -> None:
+    problem, policy, rows, _ = train(params, 0, iterations=30, critic_warmup=30, teach_states=True)
+    gain = problem.best(BETA) - problem.value(problem.reference, BETA)
+    moved = problem.value(policy, BETA) - problem.value(problem.reference, BETA)
+    assert abs(moved) < 0.1 * gain
+    early, late = (sum(row["value/loss"] for row in rows[n : n + 5]) for n in (0, 25))
+    assert late < 0.8 * early
+    assert sum(row["kl"] for row in rows[25:]) / 5 < 0.1
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

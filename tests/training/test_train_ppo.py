@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,38 @@ def test_in_warm_up_the_critic_alone_moves(tiny: Path, params: Params) -> None:
     assert rows[4]["kl_coefficient"] != 0.02
 
 
+def test_in_warm_up_the_policy_s_states_can_be_taught(tiny: Path, params: Params) -> None:
+    rows = run(three(tiny), tiny, params, iterations=3, critic_warmup=2, teach_states=True)
+    free = run(three(tiny), tiny, params, iterations=3, critic_warmup=2, label="free")
+    assert ["value/loss" in row for row in rows] == [True, True, False]
+    assert not any("value/loss" in row for row in free)
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert rows[1]["kl"] > 0 and free[1]["kl"] == pytest.approx(0, abs=1e-5)
+    assert rows[0]["value_loss"] == free[0]["value_loss"]  # the critic's own learning is the same
+
+
+def test_what_a_mini_batch_teaches_is_of_its_own_episodes_and_scores(
+    tiny: Path, params: Params
+) -> None:
+    models = three(tiny)
+    plain = Models(*(copy.deepcopy(model) for model in models))
+    settings = params.ppo.training.model_copy(update={"micro_batch_size": 2})
+    teacher = ppo._Teacher(models, settings, 0, "float32")
+    episodes = [Encoded([1, 30 + n], [40 + n] * (n + 1)) for n in range(5)]
+    scores = torch.tensor([0.5, -1.0, 2.0, 0.0, 3.0])
+    found = teacher(episodes, scores, torch.tensor([1, 2, 4]))
+    assert found["value/loss"] == pytest.approx(2 * (1 + 4 + 9) / 3)  # a head that tells 0
+    assert found["value/kl"] == pytest.approx(0, abs=1e-6)
+    # d/db of (b - r)^2 at 0, its mean over tokens and that of the last: 2 x -2r.
+    assert float(teacher.head.bias.grad) == pytest.approx(-4 * (-1 + 2 + 3) / 3, rel=1e-5)
+    states = [
+        plain.policy.base_model(torch.tensor([e.prompt + e.completion])).last_hidden_state[0, 1:-1]
+        for e in episodes
+    ]
+    wanted = sum(-2 * scores[i] * (states[i].mean(0) + states[i][-1]) for i in (1, 2, 4)) / 3
+    torch.testing.assert_close(teacher.head.weight.grad[0], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_it_learns_the_reward_it_is_given(tiny: Path, params: Params) -> None:
     rows = run(
         three(tiny), tiny, params, iterations=25, batch_size=64, missing_eos_penalty=0.5,
@@ -154,9 +187,15 @@ def test_it_learns_the_reward_it_is_given(tiny: Path, params: Params) -> None:
     assert sum(r["completion_tokens"] for r in late) < sum(r["completion_tokens"] for r in early)
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_same_rows(tiny: Path, params: Params) -> None:
-    """The adaptive coefficient too, which is a function of the rows."""
-    options = {"iterations": 5, "target_kl": 0.5, "kl_horizon": 64, "checkpoint_seconds": 1e-6}
+@pytest.mark.parametrize("taught", [0, 2, 4])
+def test_a_run_that_is_stopped_goes_on_to_the_same_rows(
+    taught: int, tiny: Path, params: Params
+) -> None:
+    """The adaptive coefficient too, which is a function of the rows; also while states learn."""
+    options = {
+        "iterations": 5, "target_kl": 0.5, "kl_horizon": 64, "checkpoint_seconds": 1e-6,
+        "critic_warmup": taught, "teach_states": bool(taught),
+    }  # fmt: skip
     whole = run(three(tiny), tiny, params, **options)
     for path in Path.cwd().iterdir():
         path.rename(path.with_name("gone"))
@@ -169,7 +208,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_rows(tiny: Path, params: Para
         run(three(tiny), tiny, params, options={"on_step": stop}, **options)
     # The step that was cut off had no checkpoint: it is taken again.
     assert run(three(tiny), tiny, params, **options) == whole
-    assert len({row["kl_coefficient"] for row in whole}) == 4  # the first two are of no KL
+    # The first two, and those of the warm-up, are of no KL that a coefficient could have raised.
+    assert len({row["kl_coefficient"] for row in whole}) == max(1, 4 - taught)
 
 
 def test_the_engine_is_given_the_weights_before_each_rollout(tiny: Path, params: Params) -> None:
@@ -221,13 +261,29 @@ def test_flops_and_tokens_by_hand(tiny: Path, params: Params) -> None:
     assert row["flops"] == pytest.approx(tokens * (rollout + scoring + update), rel=1e-9)
 
 
-def test_two_threads_do_what_one_does_bit_by_bit(tiny: Path, params: Params) -> None:
+def test_a_taught_policy_s_flops_are_counted(tiny: Path, params: Params) -> None:
+    changes = {"iterations": 1, "epochs": 3, "batch_size": 8, "critic_warmup": 1}
+    models = three(tiny)
+    weights = sum(p.numel() for p in models.policy.parameters() if p.dim() > 1)
+    taught = run(models, tiny, params, teach_states=True, **changes)[0]
+    free = run(three(tiny), tiny, params, label="free", **changes)[0]
+    # In each epoch a forward and a backward pass of the policy and a forward of the reference.
+    assert taught["tokens"] == free["tokens"]
+    more = taught["flops"] - free["flops"]
+    assert more == pytest.approx(free["tokens"] * 4 * 2 * weights, rel=1e-9)
+
+
+@pytest.mark.parametrize("taught", [0, 1])
+def test_two_threads_do_what_one_does_bit_by_bit(taught: int, tiny: Path, params: Params) -> None:
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             models = three(tiny)
-            rows = run(models, tiny, params, micro_batch_size=6, label=f"threads-{threads}")
+            rows = run(
+                models, tiny, params, micro_batch_size=6, label=f"threads-{threads}",
+                critic_warmup=taught, teach_states=bool(taught),
+            )  # fmt: skip
             weights = [p for model in (models.policy, models.critic) for p in model.parameters()]
             found.append((rows, [weight.detach() for weight in weights]))
     finally:
