@@ -170,8 +170,8 @@ def train_ppo(
         warming = step < settings.critic_warmup
         teach = partial(teacher, episodes, scores) if teacher and warming else None
         if teacher and step == settings.critic_warmup:
-            for parameter in models.policy.parameters():
-                optimizer.state.pop(parameter, None)  # the value loss's gradients were of another size
+            for parameter in models.policy.parameters():  # taught by gradients of another size
+                optimizer.state.pop(parameter, None)
         with clock.phase("update"):
             figures |= _improve(
                 models, critic_scale, rollout, settings, optimizer, rate, warming, teach,
