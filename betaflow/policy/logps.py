@@ -38,17 +38,17 @@ def token_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Te
     head = head_of(model)
     if head is None:
         return _forward(model, batch).logits[:, :-1][chosen].float(), targets
-    return head.logits(_states(model, batch, chosen)), targets
+    return head.logits(completion_states(model, batch)), targets
 
 
 def _forward(model: Any, batch: Batch) -> Any:
     return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
 
 
-def _states(model: Any, batch: Batch, chosen: torch.Tensor) -> torch.Tensor:
-    """Last hidden states at the chosen positions, `(chosen, width)`."""
+def completion_states(model: Any, batch: Batch) -> torch.Tensor:
+    """The last hidden states before each completion token, `(completion tokens, width)`."""
     hidden: torch.Tensor = _forward(model.base_model, batch).last_hidden_state
-    return hidden[:, :-1][chosen]
+    return hidden[:, :-1][batch.completion_mask[:, 1:]]
 
 
 def token_logps(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -59,7 +59,7 @@ def token_logps(model: nn.Module, batch: Batch) -> torch.Tensor:
         logits, targets = token_logits(model, batch)
         logps = -cross_entropy(logits, targets, reduction="none")
     else:
-        logps = head.logps(_states(model, batch, mask), batch.input_ids[:, 1:][mask])
+        logps = head.logps(completion_states(model, batch), batch.input_ids[:, 1:][mask])
     return scatter(logps, mask)
 
 
@@ -73,8 +73,8 @@ def token_statistics(policy: nn.Module, reference: nn.Module, batch: Batch) -> T
     """Both models' distributions at each completion token, a chunk of logits at a time."""
     mask = batch.completion_mask[:, 1:]
     targets = batch.input_ids[:, 1:][mask]
-    ours, vocabulary = _logits_of(policy, batch, mask)
-    theirs, _ = _logits_of(reference, batch, mask)
+    ours, vocabulary = _logits_of(policy, batch)
+    theirs, _ = _logits_of(reference, batch)
     found = []
     for part in _slices(len(targets), max(1, CHUNK // vocabulary)):
         logits = ours(part), theirs(part)
@@ -83,15 +83,13 @@ def token_statistics(policy: nn.Module, reference: nn.Module, batch: Batch) -> T
     return TokenStatistics(*(scatter(torch.cat(parts), mask) for parts in zip(*found, strict=True)))
 
 
-def _logits_of(
-    model: Any, batch: Batch, mask: torch.Tensor
-) -> tuple[Callable[[slice], torch.Tensor], int]:
-    """A function from some of the mask's positions to their logits, and the vocabulary's size."""
+def _logits_of(model: Any, batch: Batch) -> tuple[Callable[[slice], torch.Tensor], int]:
+    """A function from some of the completion tokens to their logits, and the vocabulary's size."""
     head = head_of(model)
     if head is None:
         logits, _ = token_logits(model, batch)
         return logits.__getitem__, logits.shape[-1]
-    states = _states(model, batch, mask)
+    states = completion_states(model, batch)
     return lambda part: head.logits(states[part]), head.weight.shape[0]
 
 

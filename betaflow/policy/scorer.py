@@ -18,7 +18,7 @@ from betaflow.errors import UserError
 from betaflow.policy.attention import NAME, Layout
 from betaflow.policy.head import Head, head_of
 from betaflow.policy.loading import autocast, device
-from betaflow.policy.logps import sequence_logps
+from betaflow.policy.logps import completion_states, sequence_logps
 from betaflow.policy.packed import Packed, pack, tree_tokens
 from betaflow.progress import track
 
@@ -110,11 +110,7 @@ class Scorer(nn.Module):
         if isinstance(batch, Packed):
             hidden = packed_hidden(self.policy, batch)[0]
             return hidden.index_select(0, batch.predictors), batch.lengths
-        hidden = self.policy.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state
-        mask = batch.completion_mask[:, 1:]
-        return hidden[:, :-1][mask], mask.sum(-1)
+        return completion_states(self.policy, batch), batch.completion_mask[:, 1:].sum(-1)
 
 
 def packed_hidden(policy: Any, batch: Packed) -> torch.Tensor:
