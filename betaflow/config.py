@@ -382,6 +382,12 @@ class PPOTraining(OptimisationSettings):
             raise ValueError(f"`minibatches` is more than the {self.batch_size} of `batch_size`")
         return self
 
+    @model_validator(mode="after")
+    def _time_to_teach(self) -> PPOTraining:
+        if self.teach_states and not self.critic_warmup:
+            raise ValueError("`teach_states` is in the critic's warm-up: raise `critic_warmup`")
+        return self
+
 
 class PPOSettings(Section):
     """The PPO arms."""

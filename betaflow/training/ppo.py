@@ -140,7 +140,7 @@ def train_ppo(
     groups = [{"params": list(model.parameters())} for model in (models.policy, models.critic)]
     modules: dict[str, nn.Module] = {"policy": models.policy, "critic": models.critic}
     teacher = None
-    if settings.teach_states and settings.critic_warmup:
+    if settings.teach_states:
         teacher = _Teacher(models, settings, pad, precision)
         groups.append({"params": list(teacher.head.parameters())})
         modules["value"] = teacher.head
