@@ -220,6 +220,31 @@ def reward_at(found: Optimum, kl: ArrayLike, weights: ArrayLike | None = None) -
     return value.reshape(asked.shape)
 
 
+def kl_at(found: Optimum, kl: float) -> Array:
+    """KL(pi* || pi_ref) on each prompt where its mean over them is `kl`, `(prompts,)`, nats.
+
+    That is how the best policy spends a mean KL: most where its reward rises most for it. Linear
+    between two betas.
+
+    Args:
+        found: what `trace` returned.
+        kl: from 0 to `trusted_kl`.
+
+    Raises:
+        ValueError: a KL that the draws do not tell.
+    """
+    means = np.maximum.accumulate(found.tilted.kl.mean(axis=0))
+    if not 0 <= kl <= means[-1]:
+        raise ValueError(f"a KL of {kl:.3g} nats is not from 0 to {means[-1]:.3g}")
+    right = int(np.clip(np.searchsorted(means, kl), 1, len(means) - 1))
+    if kl < means[0]:  # KL goes as 1 / beta^2 there, of every prompt alike
+        return found.tilted.kl[:, 0] * (kl / means[0])
+    width = means[right] - means[right - 1]
+    share = (kl - means[right - 1]) / width if width > 0 else 0.0
+    both = found.tilted.kl[:, right - 1 : right + 1]
+    return both @ np.array([1 - share, share])
+
+
 def as_draws(rewards: ArrayLike) -> Array:
     """The (prompts, draws) matrix; ValueError where it is none, is empty or is not finite."""
     matrix = np.asarray(rewards, dtype=np.float64)

@@ -9,6 +9,8 @@ import pandas as pd
 
 from betaflow.config import Arm, Params
 from betaflow.io import write_json
+from betaflow.report.by_prompt import COLUMNS as BY_PROMPT_COLUMNS
+from betaflow.report.by_prompt import by_prompt, draw_by_prompt
 from betaflow.report.canvas import save
 from betaflow.report.frontier import ARM_COLUMNS, Document, frontier, read_draws
 from betaflow.report.frontier_plot import draw_frontier
@@ -37,12 +39,16 @@ def write_frontier(params: Params, folder: Path, *, out: Path = OUT) -> Document
     samples = read_samples(arms, out)
     found = frontier(arms, samples, read_curves(arms, out), draws, params.compare)
     settings = by_setting(arms, samples, draws, found["reward"], params.compare)
-    document: Document = tidy({**found, "settings": settings})
+    quarters = by_prompt(arms, samples, draws, params.compare)
+    document: Document = tidy({**found, "settings": settings, "by_prompt": quarters})
     write_json(folder / "frontier.json", document)
     names = ["arm", *Arm.model_fields, *ARM_COLUMNS]
     write_csv(document["arms"], names, folder / "table.csv")
     write_csv(document["settings"], COLUMNS, folder / "settings.csv")
+    write_csv(document["by_prompt"], BY_PROMPT_COLUMNS, folder / "by_prompt.csv")
     save(lambda: draw_frontier(document), folder / "frontier.png")
+    if document["by_prompt"]:
+        save(lambda: draw_by_prompt(document["by_prompt"]), folder / "by_prompt.png")
     if drawn(document["settings"]):
         draw = partial(draw_temperature, document["settings"], document["reward"])
         save(draw, folder / "temperature.png")

@@ -42,12 +42,8 @@ def by_setting(
         standard deviations of the seeds' means; NaN of a single seed.
     """
     inside = {arm.name: samples[arm.name].query("domain == 'in'") for arm in arms}
-    groups: dict[tuple[str, str, float | None], list[str]] = {}
-    for arm in arms:
-        row = arm.model_dump()
-        groups.setdefault((label(row), setting(row), arm.learning_rate), []).append(arm.name)
     rows = []
-    for (method, point, rate), names in groups.items():
+    for (method, point, rate), names in seeds_of(arms).items():
         pooled = pd.concat([inside[name].assign(arm=name) for name in names])
         wins = pd.concat([_against_sft(inside[name], inside[SFT], settings) for name in names])
         at_one = without_its_luck(pooled[pooled["temperature"] == KL_TEMPERATURE], reward)
@@ -67,6 +63,15 @@ def by_setting(
             row["kl_seed_sd"] = _seed_sd(at_one, "kl")
             rows.append(row)
     return rows
+
+
+def seeds_of(arms: Sequence[Arm]) -> dict[tuple[str, str, float | None], list[str]]:
+    """By method, setting and learning rate, the names of its arms, which differ by their seed."""
+    groups: dict[tuple[str, str, float | None], list[str]] = {}
+    for arm in arms:
+        row = arm.model_dump()
+        groups.setdefault((label(row), setting(row), arm.learning_rate), []).append(arm.name)
+    return groups
 
 
 def _against_sft(own: pd.DataFrame, sft: pd.DataFrame, settings: CompareSettings) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from betaflow.evaluation.optimum import (
     Optimum,
     Tilted,
     harmonic_mean,
+    kl_at,
     optimum,
     reward_at,
     tilt,
@@ -144,6 +145,23 @@ def test_the_curve_is_exact_between_its_betas(beta: float) -> None:
     policy = best_policy(WORLD, beta)
     found = reward_at(EXACT, kls_of(WORLD, policy).mean())
     assert found == pytest.approx(rewards_of(WORLD, policy).mean(), abs=2e-5)
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.31, 1.7, 12.0, 200.0])
+def test_a_prompt_s_kl_at_a_mean_kl_is_the_best_policy_s(beta: float) -> None:
+    exact = kls_of(WORLD, best_policy(WORLD, beta))
+    found = kl_at(EXACT, exact.mean())
+    assert found.mean() == pytest.approx(exact.mean())
+    np.testing.assert_allclose(found, exact, rtol=0.01, atol=1e-6)
+    assert exact.max() > 1.05 * exact.min()  # else an even spread would do
+
+
+def test_a_kl_that_the_draws_do_not_tell_has_no_prompts() -> None:
+    assert kl_at(EXACT, 0.0).tolist() == [0.0] * 6
+    kl_at(EXACT, EXACT.trusted_kl)
+    for kl in (-0.1, EXACT.trusted_kl + 0.01, math.nan):
+        with pytest.raises(ValueError, match="is not from 0 to"):
+            kl_at(EXACT, kl)
 
 
 def test_the_curve_starts_like_a_square_root() -> None:

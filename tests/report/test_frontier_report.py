@@ -19,8 +19,9 @@ import tasks.frontier
 from betaflow.config import Arm, CompareSettings, Params
 from betaflow.errors import UserError
 from betaflow.evaluation.best_of_n import best_of_n_kl
-from betaflow.evaluation.optimum import reward_at, tilt
+from betaflow.evaluation.optimum import kl_at, reward_at, tilt
 from betaflow.report.build import build, render, with_fractions
+from betaflow.report.by_prompt import by_prompt, draw_by_prompt
 from betaflow.report.costs import whole
 from betaflow.report.frontier import Draws, frontier, read_draws
 from betaflow.report.frontier_files import write_frontier
@@ -249,6 +250,39 @@ def test_the_figure(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
     assert "80% of the optimum's gain" in text
 
 
+def test_where_the_kl_is_spent(known: Draws) -> None:
+    """One that follows the optimum prompt by prompt, and one that spends alike on all."""
+    best = kl_at(known.found, 1.2)
+    other = DPO[0].model_copy(update={"seed": 1})
+    samples = {
+        "sft": scored(known.found.reference, 0.0),
+        DPO[0].name: scored(LEVELS, best + 0.1),
+        other.name: scored(LEVELS, best - 0.1),
+        PPO.name: scored(LEVELS, 1.2 + 1e-6 * LEVELS),
+        LOST.name: scored(LEVELS, 300.0 + LEVELS),
+    }
+    rows = by_prompt([SFT, DPO[0], other, PPO, LOST], samples, known, SETTINGS)
+    assert [row["method"] for row in rows] == ["DPO"] * 4 + ["PPO"] * 4
+    assert [(row["quarter"], row["prompts"]) for row in rows[:4]] == [(n, 6) for n in (1, 2, 3, 4)]
+    assert rows[0]["seeds"] == 2
+    order = np.argsort(known.found.reference)
+    for row, part in zip(rows[:4], np.split(order, 4), strict=True):
+        assert row["reference"] == pytest.approx(known.found.reference[part].mean())
+        assert row["kl"] == pytest.approx(best[part].mean())
+        assert row["optimum_kl"] == pytest.approx(best[part].mean())
+        assert row["kl_low"] <= row["kl"] <= row["kl_high"]
+    for row, like in zip(rows[4:], rows[:4], strict=True):
+        assert row["kl"] == pytest.approx(1.2, abs=1e-5)
+        assert row["optimum_kl"] == pytest.approx(like["optimum_kl"], abs=1e-4)
+    assert by_prompt([SFT, DPO[0]], samples, None, SETTINGS) == []
+
+    panels = draw_by_prompt(tidy(rows)).axes
+    assert [axes.get_title() for axes in panels] == ["DPO", "PPO"]
+    optimum, own = panels[0].lines
+    np.testing.assert_allclose(optimum.get_ydata(), own.get_ydata(), atol=1e-6)
+    assert np.ptp(panels[1].lines[1].get_ydata()) == 0
+
+
 def test_fractions_are_of_rows_at_one() -> None:
     arm = {"arm": "a", "fraction": 0.5, "fraction_low": 0.4, "fraction_high": 0.6}
     rows = [{"arm": name, "temperature": t} for name in ("a", "b") for t in (0.0, 1.0)]
@@ -281,7 +315,7 @@ def test_the_files_and_the_report(
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_frontier(params, tmp_path / name)
-    for name in ("frontier.json", "table.csv", "frontier.png"):
+    for name in ("by_prompt.csv", "by_prompt.png", "frontier.json", "table.csv", "frontier.png"):
         content = (tmp_path / "one" / name).read_bytes()
         assert content == (tmp_path / "two" / name).read_bytes()
         assert content == Path("out/frontier", name).read_bytes()

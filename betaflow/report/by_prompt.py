@@ -1,0 +1,120 @@
+"""Where a policy spends its KL: on which prompts, against the optimum of the same mean KL.
+
+At a given mean KL the optimum moves most where its reward gains most by it: in a world whose reward
+has an upper end, on prompts on which pi_ref earns little. A policy that moves alike on all prompts
+has learnt what earns reward, but not what stands before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from betaflow.config import Arm, CompareSettings
+from betaflow.evaluation.frontier import prompt_means
+from betaflow.evaluation.optimum import kl_at
+from betaflow.report.canvas import new_figure
+from betaflow.report.estimates import KL_TEMPERATURE, Row, interval, spread
+from betaflow.report.frontier import Draws
+from betaflow.report.methods import LABELS, LOOKS
+from betaflow.report.plots import DASHES
+from betaflow.report.settings import seeds_of
+
+QUARTERS = ("lowest", "2nd", "3rd", "highest")
+COLUMNS = ["method", "setting", "learning_rate", "seeds", "quarter", "prompts", "reference"]
+COLUMNS += ["kl", "kl_low", "kl_high", "optimum_kl"]
+INK = "#1b1f24"
+
+
+def by_prompt(
+    arms: Sequence[Arm],
+    samples: Mapping[str, pd.DataFrame],
+    draws: Draws | None,
+    settings: CompareSettings,
+) -> list[Row]:
+    """A row for each setting (its seeds pooled) and quarter of the prompts, by pi_ref's reward.
+
+    Args:
+        arms: the sweep.
+        samples: by arm name, its scored completions.
+        draws: of pi_ref; None: no rows.
+
+    Returns:
+        `reference`: pi_ref's mean reward on the quarter's prompts; `kl`: the setting's mean KL
+        there at T = 1, with its interval over those prompts; `optimum_kl`: the optimum's, where
+        its mean over all prompts is the setting's. SFT, and settings whose KL is unknown, the same
+        on all prompts (Best-of-N's bound) or beyond what the draws tell are left out.
+    """
+    if draws is None or len(draws.prompts) < len(QUARTERS):
+        return []
+    order = np.argsort(draws.found.reference, kind="stable")
+    rows = []
+    for (method, point, rate), names in seeds_of(arms).items():
+        tables = [samples[name].query("domain == 'in'") for name in names]
+        own = pd.concat([t[t["temperature"] == KL_TEMPERATURE] for t in tables])
+        if method == LABELS["sft"] or own["kl"].isna().any():
+            continue
+        kls = prompt_means(own["kl"], own["prompt_id"], draws.prompts)
+        if np.ptp(kls) == 0 or not 0 <= kls.mean() <= draws.found.trusted_kl:
+            continue
+        best = kl_at(draws.found, float(kls.mean()))
+        for quarter, part in enumerate(np.array_split(order, len(QUARTERS))):
+            inside = own[own["prompt_id"].isin(draws.prompts[part])]
+            row: Row = {"method": method, "setting": point, "learning_rate": rate}
+            row |= {"seeds": len(names), "quarter": quarter + 1, "prompts": len(part)}
+            row["reference"] = float(draws.found.reference[part].mean())
+            row |= spread("kl", interval(inside["kl"], inside["prompt_id"], settings))
+            rows.append(row | {"optimum_kl": float(best[part].mean())})
+    return rows
+
+
+def draw_by_prompt(rows: Sequence[Row]) -> Figure:
+    """A panel a method; a line a setting with its band, and the optimum of its KL beside it.
+
+    Args:
+        rows: of `by_prompt`, not empty.
+    """
+    methods: dict[str, dict[tuple[str, float], list[Row]]] = {}
+    for row in rows:
+        key = row["setting"], row["learning_rate"]
+        methods.setdefault(row["method"], {}).setdefault(key, []).append(row)
+    shown = [name for name in LOOKS if name in methods]
+    count = -(-len(shown) // 2) if len(shown) > 4 else len(shown)
+    lines = -(-len(shown) // count)
+    figure, grid = new_figure(2.3 * max(count, 2) + 2.0, 2.9 * lines, len(shown), rows=lines)
+    handles: list[Line2D] = []
+    for place, (axes, method) in enumerate(zip(grid, shown, strict=True)):
+        look = LOOKS[method]
+        several = len({rate for _, rate in methods[method]}) > 1
+        for number, ((point, rate), own) in enumerate(methods[method].items()):
+            dash = DASHES[number % len(DASHES)]
+            x = [row["quarter"] for row in own]
+            low, high = ([row[f"kl{end}"] for row in own] for end in ("_low", "_high"))
+            axes.plot(x, [row["optimum_kl"] for row in own], color=INK, linestyle=dash, lw=1)
+            axes.plot(
+                x, [row["kl"] for row in own], color=look.first, linestyle=dash, marker=look.marker,
+                markersize=4,
+            )  # fmt: skip
+            if low[0] is not None:
+                axes.fill_between(x, low, high, color=look.first, alpha=0.12, linewidth=0)
+            text = ", ".join(filter(None, [method, point, f"rate {rate:g}" if several else ""]))
+            handles.append(Line2D([], [], color=look.first, linestyle=dash, label=text))
+        axes.set_title(method, fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(range(1, len(QUARTERS) + 1), QUARTERS, fontsize=8)
+        if place % count == 0:
+            axes.set_ylabel("KL, nats a completion")
+    figure.supxlabel(
+        r"quarter of the prompts, by π$_\mathrm{ref}$'s mean reward on them", fontsize=9
+    )
+    handles.append(
+        Line2D(
+            [], [], color=INK, lw=1, label="the optimum of the same\nmean KL, with the same dash"
+        )
+    )
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+    return figure
