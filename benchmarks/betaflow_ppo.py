@@ -117,6 +117,7 @@ SETTINGS: dict[str, Any] = {
     "gamma": 1.0,
     "lam": 0.95,
     "critic_warmup": 0,
+    "teach_states": False,
     "whiten_rewards": False,
     "kl_horizon": 10_000,
     "engine": "hf",

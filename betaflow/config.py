@@ -384,8 +384,11 @@ class PPOTraining(OptimisationSettings):
 
     @model_validator(mode="after")
     def _time_to_teach(self) -> PPOTraining:
-        if self.teach_states and not self.critic_warmup:
-            raise ValueError("`teach_states` is in the critic's warm-up: raise `critic_warmup`")
+        if self.teach_states and not 0 < self.critic_warmup < self.iterations:
+            raise ValueError(
+                "`teach_states` is in the critic's warm-up: `critic_warmup` must be above 0, and "
+                f"below the {self.iterations} `iterations`"
+            )
         return self
 
 

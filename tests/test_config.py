@@ -106,10 +106,13 @@ def test_a_wrong_value_is_named(values: dict[str, Any], key: str, value: Any, me
 
 
 def test_states_are_taught_in_a_warm_up(values: dict[str, Any]) -> None:
-    values["ppo"]["training"] |= {"critic_warmup": 0, "teach_states": True}
-    with pytest.raises(UserError, match="`teach_states` is in the critic's warm-up: raise"):
-        parse_params(values)
-    values["ppo"]["training"]["critic_warmup"] = 1
+    training = values["ppo"]["training"]
+    training["teach_states"] = True
+    for iterations in (0, training["iterations"]):
+        training["critic_warmup"] = iterations
+        with pytest.raises(UserError, match="`teach_states` is in the critic's warm-up"):
+            parse_params(values)
+    training["critic_warmup"] = 1
     assert parse_params(values).ppo.training.teach_states
 
 

@@ -68,7 +68,9 @@ def test_arrows_point_down_only(repository: Path) -> None:
 
 def test_locks_hold_names_and_versions_only(repository: Path) -> None:
     pin = re.compile(r"[A-Za-z0-9._-]+(\[[a-z,-]+\])?==[A-Za-z0-9.+!]+")
-    for lock in sorted((repository / "requirements").glob("*.txt")):
+    locks = sorted((repository / "requirements").glob("*.txt"))
+    assert [lock.stem for lock in locks] == ["cpu", "cuda", "uv"]
+    for lock in locks:
         lines = lock.read_text().splitlines()
         assert lines
         assert [line for line in lines if not pin.fullmatch(line)] == [], lock.name

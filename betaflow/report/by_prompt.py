@@ -18,9 +18,9 @@ from betaflow.config import Arm, CompareSettings
 from betaflow.evaluation.frontier import prompt_means
 from betaflow.evaluation.optimum import kl_at
 from betaflow.report.canvas import new_figure
-from betaflow.report.estimates import KL_TEMPERATURE, Row, interval, spread
-from betaflow.report.frontier import Draws
-from betaflow.report.methods import LABELS, LOOKS
+from betaflow.report.estimates import KL_TEMPERATURE, Row, at, inside, interval, spread
+from betaflow.report.frontier import Draws, without_its_luck
+from betaflow.report.methods import LOOKS
 from betaflow.report.plots import DASHES
 from betaflow.report.settings import seeds_of
 
@@ -34,6 +34,7 @@ def by_prompt(
     arms: Sequence[Arm],
     samples: Mapping[str, pd.DataFrame],
     draws: Draws | None,
+    reward: str,
     settings: CompareSettings,
 ) -> list[Row]:
     """A row for each setting (its seeds pooled) and quarter of the prompts, by pi_ref's reward.
@@ -42,32 +43,35 @@ def by_prompt(
         arms: the sweep.
         samples: by arm name, its scored completions.
         draws: of pi_ref; None: no rows.
+        reward: the samples' column that the luck of draws is told by, with the KL.
 
     Returns:
         `reference`: pi_ref's mean reward on the quarter's prompts; `kl`: the setting's mean KL
-        there at T = 1, with its interval over those prompts; `optimum_kl`: the optimum's, where
-        its mean over all prompts is the setting's. SFT, and settings whose KL is unknown, the same
-        on all prompts (Best-of-N's bound) or beyond what the draws tell are left out.
+        there at T = 1 without its draws' luck, with its interval over those prompts; `optimum_kl`:
+        the optimum's, where its mean over all prompts is the setting's. SFT, Best-of-N (its KL is
+        one bound) and settings whose KL is unknown or beyond what the draws tell are left out.
     """
     if draws is None or len(draws.prompts) < len(QUARTERS):
         return []
     order = np.argsort(draws.found.reference, kind="stable")
     rows = []
-    for (method, point, rate), names in seeds_of(arms).items():
-        tables = [samples[name].query("domain == 'in'") for name in names]
-        own = pd.concat([t[t["temperature"] == KL_TEMPERATURE] for t in tables])
-        if method == LABELS["sft"] or own["kl"].isna().any():
+    trained = [arm for arm in arms if arm.has_model and arm.method != "sft"]
+    for (method, point, rate), names in seeds_of(trained).items():
+        pooled = pd.concat([inside(samples, name).assign(arm=name) for name in names])
+        own = at(pooled, [KL_TEMPERATURE])
+        if own["kl"].isna().any():
             continue
+        own = without_its_luck(own, reward)
         kls = prompt_means(own["kl"], own["prompt_id"], draws.prompts)
-        if np.ptp(kls) == 0 or not 0 <= kls.mean() <= draws.found.trusted_kl:
+        if not 0 <= kls.mean() <= draws.found.trusted_kl:
             continue
         best = kl_at(draws.found, float(kls.mean()))
         for quarter, part in enumerate(np.array_split(order, len(QUARTERS))):
-            inside = own[own["prompt_id"].isin(draws.prompts[part])]
+            some = own[own["prompt_id"].isin(draws.prompts[part])]
             row: Row = {"method": method, "setting": point, "learning_rate": rate}
             row |= {"seeds": len(names), "quarter": quarter + 1, "prompts": len(part)}
             row["reference"] = float(draws.found.reference[part].mean())
-            row |= spread("kl", interval(inside["kl"], inside["prompt_id"], settings))
+            row |= spread("kl", interval(some["kl"], some["prompt_id"], settings))
             rows.append(row | {"optimum_kl": float(best[part].mean())})
     return rows
 
@@ -91,18 +95,19 @@ def draw_by_prompt(rows: Sequence[Row]) -> Figure:
         look = LOOKS[method]
         several = len({rate for _, rate in methods[method]}) > 1
         for number, ((point, rate), own) in enumerate(methods[method].items()):
-            dash = DASHES[number % len(DASHES)]
+            again, line = divmod(number, len(DASHES))
+            dash, shade = DASHES[line], look.last if again else look.first
             x = [row["quarter"] for row in own]
             low, high = ([row[f"kl{end}"] for row in own] for end in ("_low", "_high"))
             axes.plot(x, [row["optimum_kl"] for row in own], color=INK, linestyle=dash, lw=1)
             axes.plot(
-                x, [row["kl"] for row in own], color=look.first, linestyle=dash, marker=look.marker,
+                x, [row["kl"] for row in own], color=shade, linestyle=dash, marker=look.marker,
                 markersize=4,
             )  # fmt: skip
-            if low[0] is not None:
-                axes.fill_between(x, low, high, color=look.first, alpha=0.12, linewidth=0)
+            if None not in low:
+                axes.fill_between(x, low, high, color=shade, alpha=0.12, linewidth=0)
             text = ", ".join(filter(None, [method, point, f"rate {rate:g}" if several else ""]))
-            handles.append(Line2D([], [], color=look.first, linestyle=dash, label=text))
+            handles.append(Line2D([], [], color=shade, linestyle=dash, label=text))
         axes.set_title(method, fontsize=10)
         axes.set_ylim(bottom=0)
         axes.set_xticks(range(1, len(QUARTERS) + 1), QUARTERS, fontsize=8)

@@ -39,7 +39,7 @@ def write_frontier(params: Params, folder: Path, *, out: Path = OUT) -> Document
     samples = read_samples(arms, out)
     found = frontier(arms, samples, read_curves(arms, out), draws, params.compare)
     settings = by_setting(arms, samples, draws, found["reward"], params.compare)
-    quarters = by_prompt(arms, samples, draws, params.compare)
+    quarters = by_prompt(arms, samples, draws, found["reward"], params.compare)
     document: Document = tidy({**found, "settings": settings, "by_prompt": quarters})
     write_json(folder / "frontier.json", document)
     names = ["arm", *Arm.model_fields, *ARM_COLUMNS]

@@ -136,7 +136,7 @@ def train_ppo(
     Raises:
         UserError: the policy is not the reference at the start; or a metric is not finite.
     """
-    # Two groups: each is clipped by its own norm, so that neither drowns the other.
+    # Groups, each clipped by its own norm, so that none drowns the others.
     groups = [{"params": list(model.parameters())} for model in (models.policy, models.critic)]
     modules: dict[str, nn.Module] = {"policy": models.policy, "critic": models.critic}
     teacher = None
@@ -221,8 +221,8 @@ def reference_scale(
 def _coefficient(rows: Rows, settings: PPOTraining, beta: float, target_kl: float) -> float:
     """Of the KL in the reward of this iteration: a function of the rows so far.
 
-    The rows of the warm-up, and the one after them, are of a policy that has not learnt yet: a KL
-    of 0 that no coefficient could have raised.
+    The rows of the warm-up, and the one after them, are of a policy that was not rewarded yet: its
+    KL, 0 but where its states were taught, is of no coefficient's making.
     """
     if not target_kl or len(rows) <= settings.critic_warmup + 1:
         return beta
@@ -356,17 +356,19 @@ def _improve(
         parts = list(_parts(rollout, rows, settings.micro_batch_size))
         # Two sums of gradients, always the same two, so that threads don't change the result.
         halves = [parts[0::2], parts[1::2]] if device().type == "cpu" else [parts]
-        lanes = side_by_side(
-            [
-                partial(
-                    _gradients, models, critic_scale, half, tokens, learnt, settings, warming,
-                    precision,
-                )
-                for half in halves
-            ]
-        )  # fmt: skip
+        jobs: list[Callable[[], Any]] = [
+            partial(
+                _gradients, models, critic_scale, half, tokens, learnt, settings, warming,
+                precision,
+            )
+            for half in halves
+        ]  # fmt: skip
+        if teach is not None:
+            jobs.append(partial(teach, rows))
+        lanes = side_by_side(jobs)
+        taught += lanes[len(halves) :]
         summed: Gradients = [None] * len(learnt)
-        for found, figures in lanes:
+        for found, figures in lanes[: len(halves)]:
             summed = _added(summed, found)
             for key, figure in figures.items():
                 sums[key] = sums.get(key, 0.0) + figure / weight
@@ -374,8 +376,6 @@ def _improve(
                     start[key] = start.get(key, 0.0) + figure / tokens
         for parameter, gradient in zip(learnt, summed, strict=True):
             parameter.grad = gradient
-        if teach is not None:
-            taught.append(teach(rows))
         norms.append(optimizer_step(optimizer, rate, settings.max_grad_norm))
     return {
         "policy_loss": sums["policy"],

@@ -57,7 +57,8 @@ def value_loss(
 
     Args:
         rows, rewards: `(prompts, completions)`.
-        budget: tokens a forward pass, padding included.
+        budget: tokens a forward pass, padding included. Of each, both models' logits over the whole
+            vocabulary are held in float32.
     """
     count = sum(map(len, rows))
     total = apart = 0.0

@@ -37,6 +37,8 @@ REWARDS = LEVELS[:, None] + np.random.default_rng(1).uniform(0, 4, size=(PROMPTS
 SFT = Arm(method="sft")
 DPO = [Arm(method="dpo", beta=b, learning_rate=0.001, seed=0) for b in (0.3, 1.0)]
 PPO = Arm(method="ppo", beta=0.1, target_kl=0, learning_rate=0.001, seed=0)
+BEST = Arm(method="best_of_n", scorer="gold", n=4)
+PPO_GT = PPO.model_copy(update={"method": "ppo_gt"})
 LOST = Arm(method="unlikelihood", alpha=0.5, learning_rate=0.001, seed=0)
 ARMS = [SFT, *DPO, PPO, LOST]
 
@@ -258,10 +260,13 @@ def test_where_the_kl_is_spent(known: Draws) -> None:
         "sft": scored(known.found.reference, 0.0),
         DPO[0].name: scored(LEVELS, best + 0.1),
         other.name: scored(LEVELS, best - 0.1),
-        PPO.name: scored(LEVELS, 1.2 + 1e-6 * LEVELS),
+        PPO.name: scored(LEVELS, 1.2),
+        BEST.name: scored(LEVELS, 1.2),
+        PPO_GT.name: scored(LEVELS, np.nan),
         LOST.name: scored(LEVELS, 300.0 + LEVELS),
     }
-    rows = by_prompt([SFT, DPO[0], other, PPO, LOST], samples, known, SETTINGS)
+    arms = [SFT, DPO[0], other, PPO, BEST, PPO_GT, LOST]
+    rows = by_prompt(arms, samples, known, "gold_reward", SETTINGS)
     assert [row["method"] for row in rows] == ["DPO"] * 4 + ["PPO"] * 4
     assert [(row["quarter"], row["prompts"]) for row in rows[:4]] == [(n, 6) for n in (1, 2, 3, 4)]
     assert rows[0]["seeds"] == 2
@@ -274,13 +279,33 @@ def test_where_the_kl_is_spent(known: Draws) -> None:
     for row, like in zip(rows[4:], rows[:4], strict=True):
         assert row["kl"] == pytest.approx(1.2, abs=1e-5)
         assert row["optimum_kl"] == pytest.approx(like["optimum_kl"], abs=1e-4)
-    assert by_prompt([SFT, DPO[0]], samples, None, SETTINGS) == []
+    assert by_prompt([SFT, DPO[0]], samples, None, "gold_reward", SETTINGS) == []
 
     panels = draw_by_prompt(tidy(rows)).axes
     assert [axes.get_title() for axes in panels] == ["DPO", "PPO"]
     optimum, own = panels[0].lines
     np.testing.assert_allclose(optimum.get_ydata(), own.get_ydata(), atol=1e-6)
     assert np.ptp(panels[1].lines[1].get_ydata()) == 0
+
+
+def test_many_methods_settings_and_rates_are_told_apart_and_a_single_prompt_has_no_band() -> None:
+    row = {"method": "DPO", "setting": "β = 1", "learning_rate": 0.1, "kl": 1.0, "optimum_kl": 1.0}
+    rows = [
+        {**row, "method": method, "setting": point, "learning_rate": rate, "quarter": quarter}
+        | ({"kl_low": 0.9, "kl_high": 1.1} if quarter == 1 else {"kl_low": None, "kl_high": None})
+        for method in ("DPO", "IPO", "SLiC", "PPO", "PPO-GT")
+        for point in ("β = 1", "β = 2", "β = 3")
+        for rate in (0.1, 0.2)
+        for quarter in (1, 2, 3, 4)
+    ]
+    figure = draw_by_prompt(rows)
+    assert len(figure.axes) == 5
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[:2] == ["DPO, β = 1, rate 0.1", "DPO, β = 1, rate 0.2"]
+    assert len(texts) == len(set(texts)) == 31
+    own = figure.axes[0].lines[1::2]
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in own}) == 6
+    assert len(figure.axes[0].collections) == 0
 
 
 def test_fractions_are_of_rows_at_one() -> None:

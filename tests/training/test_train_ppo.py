@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,25 @@ def test_in_warm_up_the_policy_s_states_can_be_taught(tiny: Path, params: Params
     assert rows[0]["value_loss"] == free[0]["value_loss"]  # the critic's own learning is the same
 
 
+def test_after_the_lesson_the_policy_s_optimizer_starts_anew_and_the_critic_s_goes_on(
+    tiny: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def make(*given: Any, **options: Any) -> torch.optim.Optimizer:
+        made.append(original(*given, **options))
+        return made[-1]
+
+    original, models = ppo.make_optimizer, three(tiny)
+    monkeypatch.setattr(ppo, "make_optimizer", make)
+    run(models, tiny, params, iterations=3, critic_warmup=2, teach_states=True)
+    steps = [
+        {int(made[0].state[parameter]["step"]) for parameter in model.parameters()}
+        for model in (models.policy, models.critic)
+    ]
+    assert steps == [{2}, {6}]  # two epochs an iteration
+
+
 def test_what_a_mini_batch_teaches_is_of_its_own_episodes_and_scores(
     tiny: Path, params: Params
 ) -> None:
@@ -197,8 +217,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_rows(
         "critic_warmup": taught, "teach_states": bool(taught),
     }  # fmt: skip
     whole = run(three(tiny), tiny, params, **options)
-    for path in Path.cwd().iterdir():
-        path.rename(path.with_name("gone"))
+    shutil.rmtree("out")
 
     def stop(row: dict[str, Any]) -> None:
         if row["step"] == 2:
@@ -224,8 +243,7 @@ def test_the_engine_is_given_the_weights_before_each_rollout(tiny: Path, params:
 
     changes = {"iterations": 3}
     fresh = run(three(tiny), tiny, params, **changes)
-    for path in Path.cwd().iterdir():
-        path.rename(path.with_name("gone"))
+    shutil.rmtree("out")
     engine = HFEngine(stale, load_tokenizer(tiny), batch_size=32)
     original = ppo._draw
 
@@ -281,7 +299,8 @@ def test_two_threads_do_what_one_does_bit_by_bit(taught: int, tiny: Path, params
             torch.set_num_threads(threads)
             models = three(tiny)
             rows = run(
-                models, tiny, params, micro_batch_size=6, label=f"threads-{threads}",
+                models, tiny, params, micro_batch_size=16 if taught else 6,
+                label=f"threads-{threads}",
                 critic_warmup=taught, teach_states=bool(taught),
             )  # fmt: skip
             weights = [p for model in (models.policy, models.critic) for p in model.parameters()]
