@@ -274,7 +274,7 @@ def test_the_first_gradient_is_that_of_the_objective(
 
     values = perfect_values(problem, ours.detach(), theirs)
     monkeypatch.setattr(ppo, "_values", values)
-    monkeypatch.setattr(ppo, "_require_reference", lambda *_: None)
+    monkeypatch.setattr(ppo, "require_same", lambda *_: None)
     monkeypatch.setattr(ppo, "make_optimizer", plain)
     settings = settings_of(
         params, batch_size=8192, micro_batch_size=8192, iterations=1, epochs=1, minibatches=1,
