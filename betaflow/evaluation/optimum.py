@@ -224,7 +224,7 @@ def kl_at(found: Optimum, kl: float) -> Array:
     """KL(pi* || pi_ref) on each prompt where its mean over them is `kl`, `(prompts,)`, nats.
 
     That is how the best policy spends a mean KL: most where its reward rises most for it. Linear
-    between two betas.
+    between two betas, and before the first: KL goes as 1 / beta^2 there, of every prompt alike.
 
     Args:
         found: what `trace` returned.
@@ -236,13 +236,8 @@ def kl_at(found: Optimum, kl: float) -> Array:
     means = np.maximum.accumulate(found.tilted.kl.mean(axis=0))
     if not 0 <= kl <= means[-1]:
         raise ValueError(f"a KL of {kl:.3g} nats is not from 0 to {means[-1]:.3g}")
-    right = int(np.clip(np.searchsorted(means, kl), 1, len(means) - 1))
-    if kl < means[0]:  # KL goes as 1 / beta^2 there, of every prompt alike
-        return found.tilted.kl[:, 0] * (kl / means[0])
-    width = means[right] - means[right - 1]
-    share = (kl - means[right - 1]) / width if width > 0 else 0.0
-    both = found.tilted.kl[:, right - 1 : right + 1]
-    return both @ np.array([1 - share, share])
+    at = np.append(0.0, means)
+    return np.array([np.interp(kl, at, np.append(0.0, row)) for row in found.tilted.kl])
 
 
 def as_draws(rewards: ArrayLike) -> Array:

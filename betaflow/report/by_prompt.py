@@ -18,16 +18,16 @@ from betaflow.config import Arm, CompareSettings
 from betaflow.evaluation.frontier import prompt_means
 from betaflow.evaluation.optimum import kl_at
 from betaflow.report.canvas import new_figure
-from betaflow.report.estimates import KL_TEMPERATURE, Row, at, inside, interval, spread
-from betaflow.report.frontier import Draws, without_its_luck
-from betaflow.report.methods import LOOKS
-from betaflow.report.plots import DASHES
-from betaflow.report.settings import seeds_of
+from betaflow.report.estimates import Row, interval, spread
+from betaflow.report.frontier import Draws
+from betaflow.report.frontier_plot import INK
+from betaflow.report.methods import LOOKS, settings_by_method
+from betaflow.report.plots import stroke
+from betaflow.report.settings import seeds_at_one, seeds_of
 
 QUARTERS = ("lowest", "2nd", "3rd", "highest")
 COLUMNS = ["method", "setting", "learning_rate", "seeds", "quarter", "prompts", "reference"]
 COLUMNS += ["kl", "kl_low", "kl_high", "optimum_kl"]
-INK = "#1b1f24"
 
 
 def by_prompt(
@@ -57,11 +57,9 @@ def by_prompt(
     rows = []
     trained = [arm for arm in arms if arm.has_model and arm.method != "sft"]
     for (method, point, rate), names in seeds_of(trained).items():
-        pooled = pd.concat([inside(samples, name).assign(arm=name) for name in names])
-        own = at(pooled, [KL_TEMPERATURE])
+        own = seeds_at_one(samples, names, reward)
         if own["kl"].isna().any():
             continue
-        own = without_its_luck(own, reward)
         kls = prompt_means(own["kl"], own["prompt_id"], draws.prompts)
         if not 0 <= kls.mean() <= draws.found.trusted_kl:
             continue
@@ -82,31 +80,24 @@ def draw_by_prompt(rows: Sequence[Row]) -> Figure:
     Args:
         rows: of `by_prompt`, not empty.
     """
-    methods: dict[str, dict[tuple[str, float], list[Row]]] = {}
-    for row in rows:
-        key = row["setting"], row["learning_rate"]
-        methods.setdefault(row["method"], {}).setdefault(key, []).append(row)
-    shown = [name for name in LOOKS if name in methods]
-    count = -(-len(shown) // 2) if len(shown) > 4 else len(shown)
-    lines = -(-len(shown) // count)
-    figure, grid = new_figure(2.3 * max(count, 2) + 2.0, 2.9 * lines, len(shown), rows=lines)
+    methods = settings_by_method(rows)
+    lines = 2 if len(methods) > 4 else 1
+    count = -(-len(methods) // lines)
+    figure, grid = new_figure(2.3 * max(count, 2) + 2.0, 2.9 * lines, len(methods), rows=lines)
     handles: list[Line2D] = []
-    for place, (axes, method) in enumerate(zip(grid, shown, strict=True)):
-        look = LOOKS[method]
-        several = len({rate for _, rate in methods[method]}) > 1
-        for number, ((point, rate), own) in enumerate(methods[method].items()):
-            again, line = divmod(number, len(DASHES))
-            dash, shade = DASHES[line], look.last if again else look.first
+    for place, (axes, (method, points)) in enumerate(zip(grid, methods.items(), strict=True)):
+        for number, (point, own) in enumerate(points.items()):
+            shade, dash = stroke(method, number)
             x = [row["quarter"] for row in own]
             low, high = ([row[f"kl{end}"] for row in own] for end in ("_low", "_high"))
             axes.plot(x, [row["optimum_kl"] for row in own], color=INK, linestyle=dash, lw=1)
             axes.plot(
-                x, [row["kl"] for row in own], color=shade, linestyle=dash, marker=look.marker,
-                markersize=4,
+                x, [row["kl"] for row in own], color=shade, linestyle=dash,
+                marker=LOOKS[method].marker, markersize=4,
             )  # fmt: skip
             if None not in low:
                 axes.fill_between(x, low, high, color=shade, alpha=0.12, linewidth=0)
-            text = ", ".join(filter(None, [method, point, f"rate {rate:g}" if several else ""]))
+            text = f"{method}, {point}" if point else method
             handles.append(Line2D([], [], color=shade, linestyle=dash, label=text))
         axes.set_title(method, fontsize=10)
         axes.set_ylim(bottom=0)

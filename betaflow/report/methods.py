@@ -73,6 +73,25 @@ def setting(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def settings_by_method(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Any]]]:
+    """By method, as `LOOKS` has them, and by setting in words, its rows; SFT is left out.
+
+    Args:
+        rows: with `method` (a `label`), `setting` and `learning_rate`, which is told where a
+            method has several.
+    """
+    rates: dict[str, set[float | None]] = {}
+    for row in rows:
+        rates.setdefault(row["method"], set()).add(row["learning_rate"])
+    found: dict[str, dict[str, list[Any]]] = {}
+    for row in rows:
+        method, point = row["method"], row["setting"]
+        if len(rates[method]) > 1:
+            point = ", ".join(filter(None, [point, f"rate {row['learning_rate']:g}"]))
+        found.setdefault(method, {}).setdefault(point, []).append(row)
+    return {method: found[method] for method in LOOKS if method in found and method != "SFT"}
+
+
 def colours(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
     """By arm name, its colour in every plot: a hue a method, first to last in the rows' order."""
     methods = {row["arm"]: label(row) for row in rows}

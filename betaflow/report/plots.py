@@ -217,6 +217,12 @@ def _dash(rows: Sequence[Row], arm: str) -> Any:
     return DASHES[list(_by_arm(rows)).index(arm) % len(DASHES)]
 
 
+def stroke(method: str, number: int) -> tuple[str, Any]:
+    """Colour and dash of a method's line of that number, from 0, in a panel of its own."""
+    again, dash = divmod(number, len(DASHES))
+    return LOOKS[method].last if again else LOOKS[method].first, DASHES[dash]
+
+
 def method_handles(points: Sequence[Row], shades: Mapping[str, Any]) -> list[Line2D]:
     """The legend's entry of each method among the points."""
     first = {label(row): shades[row["arm"]] for row in reversed(points)}

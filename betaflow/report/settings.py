@@ -12,7 +12,17 @@ import pandas as pd
 
 from betaflow.config import Arm, CompareSettings
 from betaflow.evaluation.bootstrap import UNKNOWN, Estimate
-from betaflow.report.estimates import KL_TEMPERATURE, SFT, Row, interval, judged, spread, won
+from betaflow.report.estimates import (
+    KL_TEMPERATURE,
+    SFT,
+    Row,
+    at,
+    inside,
+    interval,
+    judged,
+    spread,
+    won,
+)
 from betaflow.report.frontier import Draws, share_of_optimum, without_its_luck
 from betaflow.report.methods import label, setting
 
@@ -41,12 +51,12 @@ def by_setting(
         `kl` and `fraction` are of T = 1 on every row. `reward_seed_sd` and `kl_seed_sd` are the
         standard deviations of the seeds' means; NaN of a single seed.
     """
-    inside = {arm.name: samples[arm.name].query("domain == 'in'") for arm in arms}
+    own_of = {arm.name: inside(samples, arm.name) for arm in arms}
     rows = []
     for (method, point, rate), names in seeds_of(arms).items():
-        pooled = pd.concat([inside[name].assign(arm=name) for name in names])
-        wins = pd.concat([_against_sft(inside[name], inside[SFT], settings) for name in names])
-        at_one = without_its_luck(pooled[pooled["temperature"] == KL_TEMPERATURE], reward)
+        pooled = pd.concat([own_of[name].assign(arm=name) for name in names])
+        wins = pd.concat([_against_sft(own_of[name], own_of[SFT], settings) for name in names])
+        at_one = seeds_at_one(samples, names, reward)
         kl = interval(at_one["kl"], at_one["prompt_id"], settings)
         share = _fraction(at_one, draws, reward, settings)
         for temperature in sorted(set(pooled["temperature"])):
@@ -72,6 +82,14 @@ def seeds_of(arms: Sequence[Arm]) -> dict[tuple[str, str, float | None], list[st
         row = arm.model_dump()
         groups.setdefault((label(row), setting(row), arm.learning_rate), []).append(arm.name)
     return groups
+
+
+def seeds_at_one(
+    samples: Mapping[str, pd.DataFrame], names: Sequence[str], reward: str
+) -> pd.DataFrame:
+    """In-domain completions of arms at T = 1, told apart by `arm`, less their draws' luck."""
+    tables = [at(inside(samples, name), [KL_TEMPERATURE]).assign(arm=name) for name in names]
+    return without_its_luck(pd.concat(tables), reward)
 
 
 def _against_sft(own: pd.DataFrame, sft: pd.DataFrame, settings: CompareSettings) -> pd.DataFrame:

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from betaflow.report.canvas import new_figure
 from betaflow.report.estimates import Row
-from betaflow.report.methods import LOOKS
-from betaflow.report.plots import DASHES, REWARDS
+from betaflow.report.methods import LOOKS, settings_by_method
+from betaflow.report.plots import REWARDS, stroke
 
 LINES = {"reward": "", "win_rate_vs_sft": "win rate against SFT"}  # by row of panels, its axis
 
@@ -34,7 +34,7 @@ def draw_temperature(rows: Sequence[Row], reward: str) -> Figure:
         points = methods[title]
         _reference(axes, rows, name)
         for number, (point, own) in enumerate(points.items()):
-            shade, dash = LOOKS[title].first, DASHES[number % len(DASHES)]
+            shade, dash = stroke(title, number)
             x = [row["temperature"] for row in own]
             y, low, high = (
                 np.array([row[f"{name}{end}"] for row in own], dtype=float)
@@ -61,15 +61,11 @@ def draw_temperature(rows: Sequence[Row], reward: str) -> Figure:
 
 def drawn(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
     """By method and setting, the rows of what was drawn at more temperatures than one."""
-    found: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        if row["method"] != "SFT":
-            found.setdefault(row["method"], {}).setdefault(row["setting"], []).append(row)
     several = {
         method: {point: own for point, own in points.items() if len(own) > 1}
-        for method, points in found.items()
+        for method, points in settings_by_method(rows).items()
     }
-    return {method: several[method] for method in LOOKS if several.get(method)}
+    return {method: points for method, points in several.items() if points}
 
 
 def _reference(axes: Axes, rows: Sequence[Row], name: str) -> None:
