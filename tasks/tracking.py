@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from betaflow.io import LOCAL
 from tasks._inputs import fingerprint, without_neutral
 
 FLUSH_SECONDS = 5.0
+DVC_WAIT = 20.0  # seconds
 TAG = "betaflow."
 
 
@@ -72,6 +73,7 @@ class Tracker:
             name: getattr(params, name).model_dump() for name in ("data", "model", "sft", "pairs")
         }
         self.sweep = fingerprint(["out/data"], sections)
+        self.hashes = dvc_hashes()
         with _locked():
             self.client = client()
             self.experiment = self._experiment(params.run.experiment)
@@ -119,9 +121,9 @@ class Tracker:
         self.client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)) for key, value in values.items()],
-            tags=[RunTag(f"dvc.{path}", md5) for path, md5 in dvc_hashes().items()],
+            tags=[RunTag(f"dvc.{path}", md5) for path, md5 in self.hashes.items()],
         )
-        self.client.log_inputs(run.info.run_id, [_dataset(about["method"])])
+        self.client.log_inputs(run.info.run_id, [_dataset(about["method"], self.hashes)])
 
     def log_steps(self, run: Any, rows: list[dict[str, Any]]) -> None:
         """Log metrics rows; logging a row twice changes nothing."""
@@ -196,8 +198,10 @@ def git_tags() -> dict[str, str]:
 
 def dvc_hashes() -> dict[str, str]:
     """DVC's hash of every output that dvc.lock holds, of the stages that arms share."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times as fast
     try:
-        lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
+        with _dvc_at_rest():
+            lock = yaml.load(Path("dvc.lock").read_text(encoding="utf-8"), loader) or {}
     except (FileNotFoundError, yaml.YAMLError):
         return {}
     shared = ("prepare", "sft", "pairs", "reference", "reward")
@@ -205,15 +209,34 @@ def dvc_hashes() -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
 
 
+@contextmanager
+def _dvc_at_rest() -> Iterator[None]:
+    """While other stages end, DVC writes dvc.lock in place; within this it does not.
+
+    It holds its own lock then, as it does not while a stage's command runs. One that holds it for
+    longer than `DVC_WAIT` seconds is not waited for.
+    """
+    with ExitStack() as stack:
+        with suppress(FileNotFoundError):
+            file = stack.enter_context(open(".dvc/tmp/lock", encoding="utf-8"))
+            until = time.monotonic() + DVC_WAIT
+            while time.monotonic() < until:
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.05)
+        yield
+
+
 # Methods that learn from, or choose among draws for, texts and prompts: not from given pairs.
 OF_PROMPTS = ("sft", "best_of_n", "online_dpo", "ppo", "ppo_gt")
 
 
-def _dataset(method: str) -> Any:
+def _dataset(method: str, hashes: Mapping[str, str]) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     path = "out/data" if method in OF_PROMPTS else "out/pairs"
-    digest = dvc_hashes().get(path, "unknown").removesuffix(".dir")
+    digest = hashes.get(path, "unknown").removesuffix(".dir")
     dataset = Dataset(path, digest, source_type="local", source=json.dumps({"uri": path}))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.lock import make_lock
 
 from betaflow.config import Arm, Params
 from betaflow.errors import UserError
@@ -55,7 +57,52 @@ def test_a_run_holds_params_steps_final_figures_and_data(workspace: Path, params
     assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in ROWS]
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["out/pairs"]
     for method, data in (("ppo", "out/data"), ("ipo", "out/pairs"), ("online_dpo", "out/data")):
-        assert tracking._dataset(method).dataset.name == data
+        assert tracking._dataset(method, {}).dataset.name == data
+
+
+LOCK = "stages:\n  sft:\n    outs:\n    - path: out/sft\n      md5: abc.dir\n"
+
+
+def test_runs_hold_dvcs_hashes_of_what_arms_share(workspace: Path, params: Params) -> None:
+    other = "  sample:\n    outs:\n    - path: out/samples/sft.parquet\n      md5: def\n"
+    (workspace / "dvc.lock").write_text(LOCK + other)
+    train(params)
+    tracker = tracking.Tracker(params)
+    tags = tracker.client.get_run(tracker.arm_run(ABOUT).info.run_id).data.tags
+    found = {name: value for name, value in tags.items() if name.startswith("dvc.")}
+    assert found == {"dvc.out/sft": "abc.dir"}
+
+
+def test_a_lock_file_that_dvc_is_writing_is_waited_for(workspace: Path) -> None:
+    (workspace / ".dvc/tmp").mkdir(parents=True)
+    lock = make_lock(str(workspace / ".dvc/tmp/lock"))
+    lock.lock()
+    (workspace / "dvc.lock").write_text("")  # as DVC begins to write it
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(tracking.dvc_hashes)
+        with pytest.raises(TimeoutError):
+            found.result(timeout=0.3)
+        (workspace / "dvc.lock").write_text(LOCK)
+        lock.unlock()
+        assert found.result(timeout=10) == {"out/sft": "abc.dir"}
+    lock.lock()  # it was given back
+    lock.unlock()
+
+
+def test_a_lock_held_for_long_is_not_waited_for(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / ".dvc/tmp").mkdir(parents=True)
+    monkeypatch.setattr(tracking, "DVC_WAIT", 0.2)
+    lock = make_lock(str(workspace / ".dvc/tmp/lock"))
+    lock.lock()
+    try:
+        assert tracking.dvc_hashes() == {}  # no file
+        for content in ("", "stages: ["):
+            (workspace / "dvc.lock").write_text(content)
+            assert tracking.dvc_hashes() == {}
+    finally:
+        lock.unlock()
 
 
 def test_an_arm_without_a_model_is_known_by_its_samples(workspace: Path, params: Params) -> None:
