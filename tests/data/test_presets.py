@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from betaflow.config import arms, load_params
+from betaflow.config import arms, load_params, trials
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -38,6 +38,19 @@ def test_preset_is_valid_whole_and_explained(path: Path) -> None:
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         text, mark, comment = line.partition("#")
         assert not text.strip() or (mark and comment.strip()), f"{path}:{number} has no comment"
+
+
+# Those that compare methods at their best; the other lets arms go far on purpose.
+FAIR = [path for path in PRESETS if path.stem != "overoptimisation"]
+
+
+@pytest.mark.parametrize("path", FAIR, ids=lambda path: path.stem)
+def test_every_method_has_as_many_tuning_trials(path: Path) -> None:
+    found = trials(arms(load_params(path)))
+    for dialless in ("sft", "preferred_ft", "best_of_n"):
+        found.pop(dialless, None)
+    assert len(found) > 1
+    assert len(set(found.values())) == 1, found
 
 
 @pytest.mark.parametrize("name", ["imdb", "hh", "tldr"])

@@ -99,6 +99,30 @@ def test_the_samples_are_vllm_s_and_agree_with_hugging_face(parallel: Path) -> N
     assert samples.loc[samples.temperature != 1.0, "kl"].isna().all()
 
 
+HARNESS = """
+import json
+from betaflow.config import load_params
+from tasks.benchmark import benchmark
+
+params = load_params()
+settings = params.benchmark.model_copy(update={"engine": "vllm"})
+found = benchmark(params.model_copy(update={"benchmark": settings}), "sft", "out/sft")
+print("RESULT" + json.dumps(found))
+"""
+
+
+def test_lm_eval_finds_the_same_through_vllm(parallel: Path) -> None:
+    lines = run([sys.executable, "-c", HARNESS], parallel).stdout.splitlines()
+    (told,) = (line.removeprefix("RESULT") for line in lines if line.startswith("RESULT"))
+    through, plain = json.loads(told), json.loads((parallel / "out/benchmark/sft.json").read_text())
+    assert (through["engine"], plain["engine"]) == ("vllm", "hf")
+    assert set(through["results"]) == set(plain["results"]) != set()
+    for task, values in plain["results"].items():
+        assert through["results"][task] == pytest.approx(values, rel=1e-3)
+        documents = through["documents"][task], plain["documents"][task]
+        assert documents[0]["hash"] == documents[1]["hash"]
+
+
 def test_mlflow_answers_which_beta(parallel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
