@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,7 +14,7 @@ from betaflow.report.estimates import Row
 from betaflow.report.html import settings_text
 from betaflow.report.methods import label, setting
 from betaflow.report.text import estimate, on_a_line, significant
-from tasks.tracking import dvc_hashes, git_tags
+from tasks.tracking import dvc_hashes, dvc_lock, git_tags
 
 SHOWN = [  # column, what it is called, digits, scale
     ("win_rate_vs_sft", "wins vs SFT, %", 1, 100.0),
@@ -132,11 +131,10 @@ def _origin(params: Params, summary: Mapping[str, Any]) -> str:
     commit = git.get("mlflow.source.git.commit", "unknown")
     if git.get("git.dirty") == "true":
         commit += " (with changes that were not committed)"
-    lock = Path("dvc.lock")
-    sha = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "unknown"
+    lock = dvc_lock()
     facts = {
         "code, git commit": commit,
-        "dvc.lock, SHA-256": sha,
+        "dvc.lock, SHA-256": hashlib.sha256(lock).hexdigest() if lock else "unknown",
         **{f"{path}, DVC": md5 for path, md5 in dvc_hashes().items()},
         "arm's fingerprint (inputs, code, settings)": summary["fingerprint"],
         "data": params.data.source

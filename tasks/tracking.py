@@ -17,8 +17,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -73,13 +74,17 @@ class Tracker:
             name: getattr(params, name).model_dump() for name in ("data", "model", "sft", "pairs")
         }
         self.sweep = fingerprint(["out/data"], sections)
-        self.hashes = dvc_hashes()
         with _locked():
             self.client = client()
             self.experiment = self._experiment(params.run.experiment)
             self.sweep_run = self._run(
                 f"sweep-{self.sweep[:8]}", self.sweep, {TAG + "method": "sweep"}
             )
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """What `dvc_hashes` finds, read once for all runs that are described."""
+        return dvc_hashes()
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -200,32 +205,38 @@ def dvc_hashes() -> dict[str, str]:
     """DVC's hash of every output that dvc.lock holds, of the stages that arms share."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times as fast
     try:
-        with _dvc_at_rest():
-            lock = yaml.load(Path("dvc.lock").read_text(encoding="utf-8"), loader) or {}
-    except (FileNotFoundError, yaml.YAMLError):
+        lock = yaml.load(dvc_lock(), loader) or {}
+    except yaml.YAMLError:
         return {}
     shared = ("prepare", "sft", "pairs", "reference", "reward")
     stages = {name: stage for name, stage in lock.get("stages", {}).items() if name in shared}
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
 
 
-@contextmanager
-def _dvc_at_rest() -> Iterator[None]:
-    """While other stages end, DVC writes dvc.lock in place; within this it does not.
+def dvc_lock() -> bytes:
+    """dvc.lock as DVC leaves it; empty where there is none.
 
-    It holds its own lock then, as it does not while a stage's command runs. One that holds it for
-    longer than `DVC_WAIT` seconds is not waited for.
+    DVC writes it in place whenever a stage ends. It holds its own lock then, as it does not while
+    a stage's command runs. One that holds it for longer than `DVC_WAIT` seconds is not waited for.
     """
     with ExitStack() as stack:
         with suppress(FileNotFoundError):
-            file = stack.enter_context(open(".dvc/tmp/lock", encoding="utf-8"))
-            until = time.monotonic() + DVC_WAIT
-            while time.monotonic() < until:
-                with suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    break
-                time.sleep(0.05)
-        yield
+            _share(stack.enter_context(open(".dvc/tmp/lock", "rb")))
+        with suppress(FileNotFoundError):
+            return Path("dvc.lock").read_bytes()
+    return b""
+
+
+def _share(file: BinaryIO) -> None:
+    """Lock a file against writers until it is closed; go without after `DVC_WAIT` seconds."""
+    until = time.monotonic() + DVC_WAIT
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return
 
 
 # Methods that learn from, or choose among draws for, texts and prompts: not from given pairs.
