@@ -112,3 +112,18 @@ def waiting_on(graph: Graph) -> dict[str, int]:
     """How many stages need each one, directly or not: what to run first when all can't run."""
     edges = networkx.DiGraph((needed, s.name) for s in graph.values() for needed in s.upstream)
     return {name: len(networkx.descendants(edges, name)) if name in edges else 0 for name in graph}
+
+
+def closing(graph: Graph) -> set[str]:
+    """Stages whose end alone lets no other start: what comes next waits for more than they needed.
+
+    The samples of an arm, say, if all that reads them is the comparison of all arms.
+    """
+    edges = networkx.DiGraph((needed, s.name) for s in graph.values() for needed in s.upstream)
+    edges.add_nodes_from(graph)
+    found = set()
+    for name in graph:
+        before = networkx.ancestors(edges, name) | {name}
+        if not any(before.issuperset(graph[later].upstream) for later in edges[name]):
+            found.add(name)
+    return found

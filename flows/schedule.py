@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from prefect.states import Cancelled
 from betaflow.config import RunSettings
 from betaflow.errors import UserError
 from flows.display import Display, Meter, is_chatter, read_progress
-from flows.graph import Graph, Stage, waiting_on
+from flows.graph import Graph, Stage, closing, waiting_on
 from flows.stages import (
     GRACE,
     KILL_WAIT,
@@ -47,12 +48,16 @@ class Slots:
             self.free["device"] = _gpu_ids(settings.gpus)
         self.total = {kind: len(places) for kind, places in self.free.items()}
 
+    def kind(self, resource: str) -> str:
+        """Where a stage of this resource runs: without GPUs, all on the CPU."""
+        return resource if resource in self.free else "cpu"
+
     def take(self, resource: str, count: int = 1) -> tuple[str, str] | None:
         """Free places for a stage, as (kind, GPU ids by commas), or None.
 
         A stage of more processes than there are CPU places takes them all.
         """
-        kind = resource if resource in self.free else "cpu"
+        kind = self.kind(resource)
         count = min(count, self.total[kind])
         if len(self.free[kind]) < count:
             return None
@@ -98,6 +103,7 @@ def run_all(
     needed_by = waiting_on(graph)
     # First what most others wait for; between equals, as in dvc.yaml.
     waiting = sorted((n for n in graph if n in dirty), key=lambda name: -needed_by[name])
+    last = closing(graph)
     ended: queue.SimpleQueue[str] = queue.SimpleQueue()
     futures: dict[str, PrefectFuture[Any]] = {}
     taken: dict[str, tuple[str, str]] = {}
@@ -110,11 +116,10 @@ def run_all(
 
     try:
         while waiting or taken:
-            for name in list(waiting):
-                upstream = dirty.intersection(graph[name].upstream)
-                if any(needed in waiting or needed in taken for needed in upstream):
-                    continue
-                if any(needed in lost for needed in upstream):
+            pending = {*waiting, *taken}
+            ready = [name for name in waiting if pending.isdisjoint(graph[name].upstream)]
+            for name in in_turn(ready, graph, last, slots):
+                if any(needed in lost for needed in graph[name].upstream):
                     lost[name] = ""
                     submit(name, "")  # Prefect shows it as not ready
                 elif slot := slots.take(graph[name].resource, graph[name].processes):
@@ -137,6 +142,17 @@ def run_all(
         raise
     if lost:
         raise StagesFailed(_message(lost))
+
+
+def in_turn(ready: list[str], graph: Graph, last: set[str], slots: Slots) -> list[str]:
+    """`ready` in the order to be run: what closes an arm first, while there is enough else to do.
+
+    Kept for the end, they'd queue for DVC's lock, with no stage beside them that computes.
+    """
+    kinds = {name: slots.kind(graph[name].resource) for name in ready}
+    others = Counter(kinds[name] for name in ready if name not in last)
+    enough = {kind for kind, total in slots.total.items() if others[kind] >= total}
+    return sorted(ready, key=lambda name: not (name in last and kinds[name] in enough))
 
 
 def _stage_task(workspace: Path, stop: threading.Event, display: Display) -> Any:

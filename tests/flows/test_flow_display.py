@@ -14,7 +14,7 @@ from betaflow.errors import UserError
 from flows import comparison
 from flows.display import Bars, Lines, duration, is_chatter, read_progress
 from flows.graph import Stage
-from flows.schedule import Slots
+from flows.schedule import Slots, in_turn
 
 
 def test_progress_lines_become_a_meter() -> None:
@@ -75,6 +75,25 @@ def test_the_comparison_table(tmp_path: Path) -> None:
     assert "1.5 [1.4, 1.6]" in shown
     assert "PPO" not in shown  # nothing in that column
     assert "nan" not in shown
+
+
+def test_what_closes_an_arm_goes_first_while_there_is_enough_else_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    run = load_params(REPOSITORY / "params.yaml").run
+    graph = {
+        name: Stage(name, (), "cpu" if name.startswith("arm") else "device")
+        for name in ("arm@0", "arm@1", "arm@2", "sample@0", "sample@1")
+    }
+    last = {"sample@0", "sample@1"}
+    first = [*sorted(last), "arm@0", "arm@1", "arm@2"]
+    slots = Slots(run.model_copy(update={"jobs": 2, "gpus": 0}))  # one kind of places for all
+    assert in_turn(list(graph), graph, last, slots) == first
+    assert in_turn(["arm@2", *sorted(last)], graph, last, slots) == ["arm@2", *sorted(last)]
+    assert in_turn(sorted(last), graph, last, slots) == sorted(last)
+    apart = Slots(run.model_copy(update={"jobs": 2, "gpus": 2}))  # no arm would take a GPU
+    assert in_turn(list(graph), graph, last, apart) == list(graph)
 
 
 def test_slots_bound_cpu_stages_and_hand_out_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

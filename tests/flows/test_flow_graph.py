@@ -9,7 +9,7 @@ import yaml
 from small_workspace import GRAPH, REPOSITORY, STAGES, Workspace
 
 from betaflow.errors import UserError
-from flows.graph import dirty_stages, open_workspace, read_graph, waiting_on
+from flows.graph import Stage, closing, dirty_stages, open_workspace, read_graph, waiting_on
 
 
 def dirty(workspace: Workspace) -> set[str]:
@@ -43,6 +43,24 @@ def test_the_repositorys_own_graph_is_read(monkeypatch: pytest.MonkeyPatch) -> N
     assert {"prepare", "sft", "compare"} <= set(graph)
     assert [name for name in graph if name.startswith("dpo@")]
     assert list(graph)[-1] == "compare"
+    last = {name.split("@")[0] for name in closing(graph)}
+    assert {"sample-dpo", "benchmark-ppo", "judge", "compare"} <= last
+    assert not last & {"prepare", "sft", "pairs", "reference", "reward", "dpo", "ppo"}
+
+
+def test_what_lets_no_other_start_by_its_end_alone_closes() -> None:
+    needs: dict[str, tuple[str, ...]] = {
+        "base": (),
+        "arm@0": ("base",),
+        "arm@1": ("base",),
+        "sample@0": ("base", "arm@0"),  # `base` was needed by its arm, too
+        "sample@1": ("base", "arm@1"),
+        "extra": ("base",),
+        "best": ("extra", "sample@0"),
+        "compare": ("sample@0", "sample@1", "best"),
+    }
+    graph = {name: Stage(name, upstream) for name, upstream in needs.items()}
+    assert closing(graph) == {"sample@0", "sample@1", "extra", "best", "compare"}
 
 
 def test_what_is_out_of_date_and_all_downstream_of_it_is_dirty(workspace: Workspace) -> None:
