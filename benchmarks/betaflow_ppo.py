@@ -100,6 +100,7 @@ def of_job(job: dict[str, Any]) -> dict[str, Any]:
         "iterations": job["rollouts"],
         "micro_batch_size": job["micro_batch_size"],
         "threads": job["threads"],
+        "reuse_scoring": job["minibatches"] == 1,
     }
 
 

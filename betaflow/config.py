@@ -373,13 +373,16 @@ class PPOTraining(OptimisationSettings):
     engine: Literal["vllm", "hf"]
     logprob_tolerance: Positive
     minibatches: Count
+    reuse_scoring: bool
     kl_horizon: Count
     whiten_rewards: bool
 
     @model_validator(mode="after")
-    def _enough_episodes(self) -> PPOTraining:
+    def _minibatches_fit(self) -> PPOTraining:
         if self.minibatches > self.batch_size:
             raise ValueError(f"`minibatches` is more than the {self.batch_size} of `batch_size`")
+        if self.reuse_scoring and self.minibatches > 1:
+            raise ValueError("`reuse_scoring` needs `minibatches: 1`; set it to false")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,10 @@ CHUNK = 16 * 2**20
 # What is done to logits one by one is done to so many at a time (1 MiB), while they are in a core's
 # cache: several times as fast with a large vocabulary.
 CACHED = 2**18
+
+# Called with some of the positions and their log-probabilities, `(positions, vocabulary)`, which
+# it must leave as they are.
+Look = Callable[[slice, torch.Tensor], None]
 
 
 def row_slices(matrix: torch.Tensor) -> list[slice]:
@@ -49,9 +54,30 @@ class Head(NamedTuple):
         found = linear(hidden, self.weight, self.bias).float()
         return found if self.cap is None else self.cap * torch.tanh(found / self.cap)
 
-    def logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Log-probability of each target, nats, float32 `(positions,)`."""
-        found: torch.Tensor = _TokenLogps.apply(hidden, self.weight, self.bias, targets, self.cap)
+    def projector(self, hidden: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+        """From some of the positions of `hidden`, `(positions, width)`, to their logits, float32.
+
+        Multiplied in the precision that is set now, whichever is when it is called; no gradient.
+        """
+        kind = _kind(hidden)
+        states, matrix, offset = hidden.to(kind), self.weight.to(kind), _cast(self.bias, kind)
+
+        def project(part: slice) -> torch.Tensor:
+            with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+                return _logits(states[part], matrix, offset, self.cap)
+
+        return project
+
+    def logps(
+        self, hidden: torch.Tensor, targets: torch.Tensor, look: Look | None = None
+    ) -> torch.Tensor:
+        """Log-probability of each target, nats, float32 `(positions,)`.
+
+        `look`: is shown the vocabulary's, a chunk of positions at a time.
+        """
+        found: torch.Tensor = _TokenLogps.apply(
+            hidden, self.weight, self.bias, targets, self.cap, look
+        )
         return found
 
 
@@ -72,18 +98,17 @@ class _TokenLogps(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         cap: float | None,
+        look: Look | None,
     ) -> torch.Tensor:
         device = hidden.device.type
-        autocast = torch.is_autocast_enabled(device)
-        ctx.kind = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        ctx.cap, ctx.device = cap, device
+        ctx.kind, ctx.cap, ctx.device = _kind(hidden), cap, device
         rows = max(1, CHUNK // weight.shape[0])
         keep = len(targets) <= rows and any(ctx.needs_input_grad[:3])
         logps = hidden.new_empty(len(targets), dtype=torch.float32)
         normalisers, kept = torch.empty_like(logps), None
         with torch.autocast(device, enabled=False):
             states, matrix = hidden.to(ctx.kind), weight.to(ctx.kind)
-            offset = None if bias is None else bias.to(ctx.kind)
+            offset = _cast(bias, ctx.kind)
             for start in range(0, len(targets), rows):
                 part = slice(start, start + rows)
                 logits = _logits(states[part], matrix, offset, cap)
@@ -92,6 +117,8 @@ class _TokenLogps(torch.autograd.Function):
                     log_softmax_(logits[some])
                 found = logits.gather(1, targets[part, None])
                 logps[part], normalisers[part] = found[:, 0], (raw - found)[:, 0]
+                if look is not None:
+                    look(part, logits)
                 kept = logits if keep else None
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers, kept)
         return logps
@@ -143,7 +170,18 @@ class _TokenLogps(torch.autograd.Function):
             ),
             None,
             None,
+            None,
         )
+
+
+def _kind(hidden: torch.Tensor) -> torch.dtype:
+    """Of a product with `hidden`: autocast's, where it is on."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _cast(bias: torch.Tensor | None, kind: torch.dtype) -> torch.Tensor | None:
+    return None if bias is None else bias.to(kind)
 
 
 def _logits(

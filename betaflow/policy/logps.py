@@ -68,42 +68,59 @@ def sequence_logps(model: nn.Module, batch: Batch) -> torch.Tensor:
     return token_logps(model, batch).sum(-1)
 
 
-@torch.no_grad()
 def token_statistics(policy: nn.Module, reference: nn.Module, batch: Batch) -> TokenStatistics:
-    """Both models' distributions at each completion token, a chunk of logits at a time."""
+    """Both models' distributions at each completion token, a chunk of logits at a time.
+
+    Where gradients are on, `logps` has the policy's; the rest has none.
+    """
     mask = batch.completion_mask[:, 1:]
     targets = batch.input_ids[:, 1:][mask]
-    ours, vocabulary = _logits_of(policy, batch)
-    theirs, _ = _logits_of(reference, batch)
-    found = []
-    for part in _slices(len(targets), max(1, CHUNK // vocabulary)):
-        logits = ours(part), theirs(part)
-        with torch.autocast(mask.device.type, enabled=False):  # sums over the vocabulary in float32
-            found.append(_statistics(*logits, targets[part]))
-    return TokenStatistics(*(scatter(torch.cat(parts), mask) for parts in zip(*found, strict=True)))
+    theirs = _logits_of(reference, batch)
+    found: list[tuple[torch.Tensor, ...]] = []
+
+    def look(part: slice, ours: torch.Tensor) -> None:
+        # Sums over the vocabulary are in float32.
+        with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
+            found.append(_statistics(ours, theirs(part), targets[part]))
+
+    head = head_of(policy)
+    if head is None:
+        ours = torch.log_softmax(token_logits(policy, batch)[0], -1)
+        logps = ours.gather(-1, targets[:, None]).squeeze(-1)
+        for part in _slices(len(targets), max(1, CHUNK // ours.shape[-1])):
+            look(part, ours.detach()[part])
+    else:
+        logps = head.logps(completion_states(policy, batch), targets, look)
+    others = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return TokenStatistics(*(scatter(values, mask) for values in (logps, *others)))
 
 
-def _logits_of(model: Any, batch: Batch) -> tuple[Callable[[slice], torch.Tensor], int]:
-    """A function from some of the completion tokens to their logits, and the vocabulary's size."""
+@torch.no_grad()
+def _logits_of(model: Any, batch: Batch) -> Callable[[slice], torch.Tensor]:
+    """From some of the completion tokens to their logits, float32, which may be overwritten."""
     head = head_of(model)
     if head is None:
-        logits, _ = token_logits(model, batch)
-        return logits.__getitem__, logits.shape[-1]
-    states = completion_states(model, batch)
-    return lambda part: head.logits(states[part]), head.weight.shape[0]
+        return token_logits(model, batch)[0].__getitem__
+    return head.projector(completion_states(model, batch))
 
 
 def _statistics(
     ours: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Of two models' logits, `(positions, vocabulary)`, which are overwritten."""
+    """The reference's log-probabilities of `targets`, the policy's entropy, and the KL.
+
+    Args:
+        ours: log-probabilities, `(positions, vocabulary)`.
+        theirs: logits, which are overwritten.
+    """
     found = []
     for rows in row_slices(ours):
-        one, other = log_softmax_(ours[rows]), log_softmax_(theirs[rows])
-        taken = (each.gather(-1, targets[rows, None]).squeeze(-1) for each in (one, other))
+        one, other = ours[rows], log_softmax_(theirs[rows])
+        taken = other.gather(-1, targets[rows, None]).squeeze(-1)
         chances = one.exp()
         entropy = -torch.linalg.vecdot(chances, one)
-        found.append((*taken, entropy, torch.linalg.vecdot(chances, one.sub_(other))))
+        ratios = torch.sub(one, other, out=other)
+        found.append((taken, entropy, torch.linalg.vecdot(chances, ratios)))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 

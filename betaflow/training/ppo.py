@@ -94,6 +94,13 @@ class Rollout(NamedTuple):
     returns: torch.Tensor
 
 
+class Forward(NamedTuple):
+    """What a micro-batch's loss is differentiated by, `(episodes, tokens - 1)`."""
+
+    logps: torch.Tensor
+    values: torch.Tensor
+
+
 # Adds the gradient of some episodes' value loss to the policy's; returns its figures.
 Teach = Callable[[torch.Tensor], dict[str, float]]
 
@@ -159,25 +166,25 @@ def train_ppo(
         with clock.phase("rollout"):
             episodes, finished = _draw(engine, asked, settings, seed, step)
         known[:] = episodes[:8]
+        warming = step < settings.critic_warmup
         with clock.phase("scoring"), torch.no_grad():
-            rollout, scores, figures = _score(
+            rollout, scores, forwards, figures = _score(
                 models, reward, critic_scale, episodes, finished, settings, pad, coefficient,
-                precision,
+                warming, precision,
             )  # fmt: skip
         if step == 0:
             require_same(figures["kl"])
         rate = learning_rate(settings, peak_rate, step, settings.iterations)
-        warming = step < settings.critic_warmup
         teach = partial(teacher, episodes, scores) if teacher and warming else None
         if teacher and step == settings.critic_warmup:
             for parameter in models.policy.parameters():  # taught by gradients of another size
                 optimizer.state.pop(parameter, None)
         with clock.phase("update"):
             figures |= _improve(
-                models, critic_scale, rollout, settings, optimizer, rate, warming, teach,
+                models, critic_scale, rollout, forwards, settings, optimizer, rate, warming, teach,
                 seed * 1_000_003 + step, precision,
             )  # fmt: skip
-        figures |= _cost(models, reward, rollout, settings.epochs, warming, teach is not None)
+        figures |= _cost(models, reward, rollout, settings, warming)
         row = {**figures, "kl_coefficient": coefficient, "learning_rate": rate}
         return row | (probe(step + 1) if probe else {})
 
@@ -260,28 +267,35 @@ def _score(
     settings: PPOTraining,
     pad: int,
     coefficient: float,
+    warming: bool,
     precision: str,
-) -> tuple[Rollout, torch.Tensor, dict[str, float]]:
+) -> tuple[Rollout, torch.Tensor, list[Forward], dict[str, float]]:
     """Rewards, values and advantages; log-probabilities are the trainer's, not the sampler's.
 
-    Also each episode's score, `(episodes,)`, and the figures of the metrics row.
+    Also each episode's score, `(episodes,)`; with `reuse_scoring` the micro-batches' forward
+    passes; and the figures of the metrics row.
     """
     batch = collate(episodes, pad).to(device())
     mask = batch.completion_mask[:, 1:]
     logps, theirs, entropy, kl, values = (torch.zeros(mask.shape, device=device()) for _ in "12345")
 
-    @torch.no_grad()
-    def fill(rows: torch.Tensor) -> None:
+    keep = settings.reuse_scoring
+
+    def fill(rows: torch.Tensor) -> Forward:
         part = _cut(batch, rows)
         width = part.input_ids.shape[1] - 1
         with autocast(precision):
-            tokens = token_statistics(models.policy, models.reference, part)
-            values[rows, :width] = _values(models.critic, part, critic_scale)
-        for store, value in zip((logps, theirs, entropy, kl), tokens, strict=True):
-            store[rows, :width] = value
+            with torch.set_grad_enabled(keep and not warming):
+                tokens = token_statistics(models.policy, models.reference, part)
+            with torch.set_grad_enabled(keep):
+                forward = Forward(tokens.logps, _values(models.critic, part, critic_scale))
+        found = (*tokens, forward.values)
+        for store, value in zip((logps, theirs, entropy, kl, values), found, strict=True):
+            store[rows, :width] = value.detach()
+        return forward
 
     split = torch.arange(len(episodes), device=device()).split(settings.micro_batch_size)
-    side_by_side([partial(fill, rows) for rows in split])
+    forwards = side_by_side([partial(fill, rows) for rows in split])
     scores = reward.scale.normalise(reward.score(episodes).to(device()))
     scores = scores - settings.missing_eos_penalty * (~finished).float()
     rewards = token_rewards(scores, logps, theirs, mask, beta=coefficient)
@@ -304,7 +318,8 @@ def _score(
         "finished": finished.float().mean(),
     }
     rollout = Rollout(batch, mask, logps, values, whiten(gains, mask), returns)
-    return rollout, scores, {key: float(value) for key, value in figures.items()}
+    told = {key: float(value) for key, value in figures.items()}
+    return rollout, scores, forwards if keep else [], told
 
 
 class _Teacher:
@@ -331,6 +346,7 @@ def _improve(
     models: Models,
     critic_scale: Scale,
     rollout: Rollout,
+    forwards: list[Forward],
     settings: PPOTraining,
     optimizer: torch.optim.Optimizer,
     rate: float,
@@ -342,7 +358,11 @@ def _improve(
     """Take `epochs` x `minibatches` optimizer steps; in warm-up the critic alone learns.
 
     A figure is the mean over all tokens of all passes; `ratio_start` and `clip_start` are the
-    first mini-batch's, before any step: 1 and 0. `teach`: called with each mini-batch's episodes.
+    first mini-batch's, before any step: 1 and 0.
+
+    Args:
+        forwards: the first step's, where the scoring kept them; emptied, as they hold memory.
+        teach: called with each mini-batch's episodes.
     """
     sums: dict[str, float] = {}
     start: dict[str, float] = {}
@@ -354,8 +374,11 @@ def _improve(
     for rows in _minibatches(len(rollout.mask), settings, seed):
         tokens = float(rollout.mask[rows].sum())
         parts = list(_parts(rollout, rows, settings.micro_batch_size))
+        known: Sequence[Forward | None] = list(forwards) or [None] * len(parts)
+        work = list(zip(parts, known, strict=True))
+        forwards.clear()
         # Two sums of gradients, always the same two, so that threads don't change the result.
-        halves = [parts[0::2], parts[1::2]] if device().type == "cpu" else [parts]
+        halves = [work[0::2], work[1::2]] if device().type == "cpu" else [work]
         jobs: list[Callable[[], Any]] = [
             partial(
                 _gradients, models, critic_scale, half, tokens, learnt, settings, warming,
@@ -393,24 +416,28 @@ def _improve(
 def _gradients(
     models: Models,
     critic_scale: Scale,
-    parts: list[Rollout],
+    work: list[tuple[Rollout, Forward | None]],
     tokens: float,
     learnt: list[nn.Parameter],
     settings: PPOTraining,
     warming: bool,
     precision: str,
 ) -> tuple[Gradients, dict[str, float]]:
-    """Gradients of the loss of some micro-batches, their share of `tokens`; figures x tokens."""
+    """Gradients of the loss of some micro-batches, their share of `tokens`; figures x tokens.
+
+    A micro-batch whose forward pass there is does without another.
+    """
     total: Gradients = [None] * len(learnt)
     figures: dict[str, float] = {}
-    for part in parts:
-        with autocast(precision):
-            with torch.set_grad_enabled(not warming):
-                logps = token_logps(models.policy, part.batch)
-            values = _values(models.critic, part.batch, critic_scale)
+    for part, forward in work:
+        if forward is None:
+            with autocast(precision):
+                with torch.set_grad_enabled(not warming):
+                    logps = token_logps(models.policy, part.batch)
+                forward = Forward(logps, _values(models.critic, part.batch, critic_scale))
         loss = ppo_loss(
-            logps, part.logps, part.advantages, values, part.values, part.returns, part.mask,
-            clip=settings.clip, value_clip=settings.value_clip,
+            forward.logps, part.logps, part.advantages, forward.values, part.values, part.returns,
+            part.mask, clip=settings.clip, value_clip=settings.value_clip,
         )  # fmt: skip
         value = settings.value_coefficient * loss.value
         share = float(part.mask.sum())
@@ -459,23 +486,25 @@ def _values(critic: nn.Module, batch: Batch, scale: Scale) -> torch.Tensor:
 
 
 def _cost(
-    models: Models, reward: Reward, rollout: Rollout, epochs: int, warming: bool, taught: bool
+    models: Models, reward: Reward, rollout: Rollout, settings: PPOTraining, warming: bool
 ) -> dict[str, float]:
     """Tokens and FLOPs of an iteration: a forward pass is 2 a parameter and token, a backward 4.
 
     The rollout is one forward pass (each token once, with a cache), the scoring one of each
-    model, the update three (a forward and a backward) of policy and critic in each epoch. In
-    warm-up the policy has a forward pass alone; where it is taught, three more, and the reference
-    one.
+    model, the update three (a forward and a backward) of policy and critic in each epoch, and with
+    `reuse_scoring` one of each less. In warm-up the policy has a forward pass alone; where it is
+    taught, three more, and the reference one.
     """
     policy, critic = forward_flops(models.policy), forward_flops(models.critic)
     tokens = float(rollout.batch.attention_mask.sum())
     reference = forward_flops(models.reference)
     scoring = policy + reference + critic + reward.forward_flops
-    teaching = 3 * policy + reference if taught else 0
-    update = epochs * (policy * (1 if warming else 3) + teaching + critic * 3)
+    teaching = 3 * policy + reference if warming and settings.teach_states else 0
+    update = settings.epochs * (policy * (1 if warming else 3) + teaching + critic * 3)
+    if settings.reuse_scoring:
+        update -= policy + critic
     return {
-        "tokens": tokens * epochs,
+        "tokens": tokens * settings.epochs,
         "sampled_tokens": float(rollout.mask.sum()),
         "flops": tokens * (policy + scoring + update),
     }

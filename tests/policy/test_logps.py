@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from betaflow.data.tokenise import Encoded, collate
 from betaflow.errors import UserError
 from betaflow.evaluation.kl import batch_kl, sequence_kl
-from betaflow.policy import logps
+from betaflow.policy import head, logps
 from betaflow.policy.loading import autocast, load_policy, load_reward_model, load_tokenizer
 from betaflow.policy.logps import sequence_logps, token_statistics
 from betaflow.policy.rewards import all_sequence_scores, token_values
@@ -32,7 +32,8 @@ def test_token_statistics_add_up(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     mask = batch.completion_mask[:, 1:]
     whole = token_statistics(model, other, batch)
     for size in (1, 3):
-        monkeypatch.setattr(logps, "CHUNK", size * model.config.vocab_size)
+        for module in (head, logps):
+            monkeypatch.setattr(module, "CHUNK", size * model.config.vocab_size)
         torch.testing.assert_close(token_statistics(model, other, batch), whole)
     torch.testing.assert_close(whole.logps.sum(-1), sequence_logps(model, batch))
     torch.testing.assert_close(whole.reference_logps.sum(-1), sequence_logps(other, batch))

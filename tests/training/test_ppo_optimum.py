@@ -59,10 +59,10 @@ def settings_of(params: Params, **changes: Any) -> PPOTraining:
         update={
             "optimizer": "adamw", "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.0,
             "batch_size": 320, "micro_batch_size": 320, "iterations": 90, "epochs": 2,
-            "minibatches": 2, "max_new_tokens": LONGEST, "clip": 0.2, "value_clip": 0.2,
-            "value_coefficient": 0.1, "gamma": 1.0, "lam": 0.95, "max_grad_norm": 1.0,
-            "missing_eos_penalty": PENALTY, "critic_warmup": 5, "whiten_rewards": False,
-            "checkpoint_seconds": 1e6, **changes,
+            "minibatches": 2, "reuse_scoring": False, "max_new_tokens": LONGEST, "clip": 0.2,
+            "value_clip": 0.2, "value_coefficient": 0.1, "gamma": 1.0, "lam": 0.95,
+            "max_grad_norm": 1.0, "missing_eos_penalty": PENALTY, "critic_warmup": 5,
+            "whiten_rewards": False, "checkpoint_seconds": 1e6, **changes,
         }
     )  # fmt: skip
 

@@ -64,7 +64,8 @@ def run(
     settings = params.ppo.training.model_copy(
         update={
             "warmup_steps": 0, "schedule": "constant", "batch_size": 32, "micro_batch_size": 16,
-            "iterations": 2, "epochs": 2, "max_new_tokens": 10, "critic_warmup": 0, **changes,
+            "iterations": 2, "epochs": 2, "max_new_tokens": 10, "critic_warmup": 0,
+            "reuse_scoring": changes.get("minibatches", 1) == 1, **changes,
         }
     )  # fmt: skip
     tokenizer = load_tokenizer(tiny)
@@ -265,17 +266,58 @@ def test_the_probe_s_figures_join_the_row(tiny: Path, params: Params) -> None:
     assert [row.get("curve/x") for row in rows] == [None, 7.0]
 
 
-def test_flops_and_tokens_by_hand(tiny: Path, params: Params) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("taught", [0, 1])
+def test_the_scoring_s_forward_pass_is_the_update_s_bit_by_bit(
+    taught: int, precision: str, tiny: Path, params: Params
+) -> None:
+    found = []
+    for reuse in (False, True):
+        models = three(tiny)
+        rows = run(
+            models, tiny, params, iterations=3, micro_batch_size=12, label=f"reuse-{reuse}",
+            precision=precision, reuse_scoring=reuse, critic_warmup=taught,
+            teach_states=bool(taught),
+        )  # fmt: skip
+        weights = [p for model in (models.policy, models.critic) for p in model.parameters()]
+        found.append((rows, [weight.detach() for weight in weights]))
+    (rows, weights), (others_rows, others) = found
+    flops = [[row.pop("flops") for row in some] for some in (rows, others_rows)]
+    assert all(more > less for more, less in zip(*flops, strict=True))
+    assert rows == others_rows
+    assert all(torch.equal(*pair) for pair in zip(weights, others, strict=True))
+
+
+def test_the_scoring_runs_policy_and_critic_for_the_first_pass_too(
+    tiny: Path, params: Params
+) -> None:
+    """Counted on a rollout of two micro-batches; drawing is in inference mode."""
+    counts = []
+    for reuse in (False, True):
+        models = three(tiny)
+        calls: list[int] = []
+        for model in (models.policy.base_model, models.critic.base_model):
+            model.register_forward_pre_hook(  # type: ignore[operator, union-attr]
+                lambda *_, seen=calls: seen.append(torch.is_inference_mode_enabled())
+            )
+        run(models, tiny, params, iterations=1, label=f"count-{reuse}", reuse_scoring=reuse)
+        counts.append(calls.count(False))
+    assert counts[0] - counts[1] == 2 * 2
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_flops_and_tokens_by_hand(reuse: bool, tiny: Path, params: Params) -> None:
     models = three(tiny)
     weights = sum(p.numel() for p in models.policy.parameters() if p.dim() > 1)
     backbone = sum(p.numel() for p in models.critic.parameters() if p.dim() > 1)
     backbone -= models.critic.get_input_embeddings().weight.numel()  # type: ignore[operator]
-    row = run(models, tiny, params, iterations=1, epochs=3, batch_size=8)[0]
+    changes = {"iterations": 1, "epochs": 3, "batch_size": 8, "reuse_scoring": reuse}
+    row = run(models, tiny, params, **changes)[0]
     tokens = row["tokens"] / 3
     assert tokens == row["sampled_tokens"] + 8 * 2  # prompts of two tokens
     rollout = scoring = 2 * weights
     scoring += 2 * weights + 2 * backbone
-    update = 3 * 3 * (2 * weights + 2 * backbone)
+    update = (3 * 3 - reuse) * (2 * weights + 2 * backbone)
     assert row["flops"] == pytest.approx(tokens * (rollout + scoring + update), rel=1e-9)
 
 
