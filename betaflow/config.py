@@ -386,11 +386,15 @@ class PPOTraining(OptimisationSettings):
         return self
 
     @model_validator(mode="after")
-    def _time_to_teach(self) -> PPOTraining:
-        if self.teach_states and not 0 < self.critic_warmup < self.iterations:
+    def _warm_up_ends(self) -> PPOTraining:
+        if self.critic_warmup >= self.iterations:
             raise ValueError(
-                "`teach_states` is in the critic's warm-up: `critic_warmup` must be above 0, and "
-                f"below the {self.iterations} `iterations`"
+                f"`critic_warmup` must be below the {self.iterations} `iterations`: before its end "
+                "the policy takes no rewarded step"
+            )
+        if self.teach_states and not self.critic_warmup:
+            raise ValueError(
+                "`teach_states` is in the critic's warm-up: `critic_warmup` must be above 0"
             )
         return self
 
@@ -636,6 +640,11 @@ class Params(BaseModel):
     def _stages_fit(self) -> Params:
         if self.promotion.temperature not in self.sample.temperatures:
             raise ValueError("promotion.temperature must be one of sample.temperatures")
+        if self.curve.points and self.dpo.training.processes > 1:
+            raise ValueError(
+                "curve.points looks at a policy in one process; set it to 0, or "
+                "dpo.training.processes to 1"
+            )
         if self.data.source != "world" and "betaflow_cloze" in self.benchmark.tasks:
             raise ValueError("benchmark.tasks: betaflow_cloze is of the embedded world alone")
         if self.model.base == "scratch" and self.model.scratch is not None:

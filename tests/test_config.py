@@ -81,6 +81,8 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("dpo.grid.method", ["ppo"], "dpo.grid.method.0:"),
         ("ppo.grid.target_kl", [-1], "ppo.grid.target_kl.0:"),
         ("ppo.grid.method", [], "ppo.grid.method: must list at least one value"),
+        ("ppo.training.critic_warmup", 40, "`critic_warmup` must be below the 40 `iterations`"),
+        ("ppo.training.minibatches", 2, "`reuse_scoring` needs `minibatches: 1`"),
         ("ppo.training.minibatches", 97, "`minibatches` is more than the 96 of `batch_size`"),
         ("unlikelihood.grid.alpha", [-0.1], "unlikelihood.grid.alpha.0:"),
         ("unlikelihood.grid.alpha", [0, 0.0], "unlikelihood.grid: `alpha` lists a value twice"),
@@ -105,13 +107,19 @@ def test_a_wrong_value_is_named(values: dict[str, Any], key: str, value: Any, me
     assert "Traceback" not in str(error.value)
 
 
+def test_looks_are_of_a_policy_in_one_process(values: dict[str, Any]) -> None:
+    values["dpo"]["training"]["processes"] = 2
+    parse_params(values)
+    values["curve"]["points"] = 3
+    with pytest.raises(UserError, match=r"curve\.points looks at a policy in one process"):
+        parse_params(values)
+
+
 def test_states_are_taught_in_a_warm_up(values: dict[str, Any]) -> None:
     training = values["ppo"]["training"]
-    training["teach_states"] = True
-    for iterations in (0, training["iterations"]):
-        training["critic_warmup"] = iterations
-        with pytest.raises(UserError, match="`teach_states` is in the critic's warm-up"):
-            parse_params(values)
+    training["teach_states"], training["critic_warmup"] = True, 0
+    with pytest.raises(UserError, match="`teach_states` is in the critic's warm-up"):
+        parse_params(values)
     training["critic_warmup"] = 1
     assert parse_params(values).ppo.training.teach_states
 

@@ -212,9 +212,11 @@ def _is_projection(model: Any) -> bool:
             return False
         model.eval()
         ids %= model.config.vocab_size
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = model(input_ids=ids, use_cache=False).logits
-        ours = Head.of(model).logits(hidden[0])
+        # Under autocast some models (Gemma 2) cap their logits in bfloat16, and would not pass.
+        with torch.autocast(ids.device.type, enabled=False):
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = model(input_ids=ids, use_cache=False).logits
+            ours = Head.of(model).logits(hidden[0])
         return torch.allclose(ours, logits[0].float(), rtol=1e-4, atol=1e-4)
     except Exception:  # whatever a model's code raises: then its own logits are used
         return False

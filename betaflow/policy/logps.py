@@ -68,10 +68,13 @@ def sequence_logps(model: nn.Module, batch: Batch) -> torch.Tensor:
     return token_logps(model, batch).sum(-1)
 
 
-def token_statistics(policy: nn.Module, reference: nn.Module, batch: Batch) -> TokenStatistics:
+def token_statistics(
+    policy: nn.Module, reference: nn.Module, batch: Batch, *, differentiable: bool = False
+) -> TokenStatistics:
     """Both models' distributions at each completion token, a chunk of logits at a time.
 
-    Where gradients are on, `logps` has the policy's; the rest has none.
+    Args:
+        differentiable: `logps` can be differentiated by the policy's weights; the rest never can.
     """
     mask = batch.completion_mask[:, 1:]
     targets = batch.input_ids[:, 1:][mask]
@@ -84,15 +87,17 @@ def token_statistics(policy: nn.Module, reference: nn.Module, batch: Batch) -> T
             found.append(_statistics(ours, theirs(part), targets[part]))
 
     head = head_of(policy)
-    if head is None:
-        ours = torch.log_softmax(token_logits(policy, batch)[0], -1)
-        logps = ours.gather(-1, targets[:, None]).squeeze(-1)
-        for part in _slices(len(targets), max(1, CHUNK // ours.shape[-1])):
-            look(part, ours.detach()[part])
-    else:
-        logps = head.logps(completion_states(policy, batch), targets, look)
-    others = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return TokenStatistics(*(scatter(values, mask) for values in (logps, *others)))
+    with torch.set_grad_enabled(differentiable):
+        if head is None:
+            ours = torch.log_softmax(token_logits(policy, batch)[0], -1)
+            logps = ours.gather(-1, targets[:, None]).squeeze(-1)
+            for part in _slices(len(targets), max(1, CHUNK // ours.shape[-1])):
+                look(part, ours.detach()[part])
+        else:
+            logps = head.logps(completion_states(policy, batch), targets, look)
+        taken = scatter(logps, mask)
+    others = (scatter(torch.cat(parts), mask) for parts in zip(*found, strict=True))
+    return TokenStatistics(taken, *others)
 
 
 @torch.no_grad()

@@ -189,7 +189,11 @@ def _alike(alone: list[torch.Tensor], packed: torch.Tensor, batch: Packed) -> bo
     return True
 
 
-def require_positions(policy: Any, longest: int) -> None:
+def require_positions(
+    policy: Any,
+    longest: int,
+    keys: str = "pairs.max_prompt_tokens or pairs.max_completion_tokens",
+) -> None:
     """Stop on a sequence longer than the positions a model was made for.
 
     Where rotary frequencies change beyond a first limit, that is the limit: a sequence's
@@ -203,7 +207,7 @@ def require_positions(policy: Any, longest: int) -> None:
     if limit is not None and longest > limit:
         raise UserError(
             f"a sequence of {longest} tokens is longer than the {limit} positions of the model; "
-            "lower pairs.max_prompt_tokens or pairs.max_completion_tokens"
+            f"lower {keys}"
         )
 
 

@@ -35,7 +35,7 @@ from betaflow.policy.lanes import side_by_side
 from betaflow.policy.loading import autocast, device
 from betaflow.policy.logps import token_logps, token_statistics
 from betaflow.policy.rewards import token_values
-from betaflow.policy.scorer import Scorer
+from betaflow.policy.scorer import Scorer, require_positions
 from betaflow.sampling.engine import Engine, Request
 from betaflow.training import loop
 from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
@@ -141,8 +141,13 @@ def train_ppo(
         probe: called with the iterations done; what it returns joins the row.
 
     Raises:
-        UserError: the policy is not the reference at the start; or a metric is not finite.
+        UserError: the policy is not the reference at the start; the model has not the positions of
+            the longest episode; or a metric is not finite.
     """
+    longest = max(map(len, prompts)) + settings.max_new_tokens
+    require_positions(
+        models.policy, longest, "pairs.max_prompt_tokens or ppo.training.max_new_tokens"
+    )
     # Groups, each clipped by its own norm, so that none drowns the others.
     groups = [{"params": list(model.parameters())} for model in (models.policy, models.critic)]
     modules: dict[str, nn.Module] = {"policy": models.policy, "critic": models.critic}
@@ -285,8 +290,9 @@ def _score(
         part = _cut(batch, rows)
         width = part.input_ids.shape[1] - 1
         with autocast(precision):
-            with torch.set_grad_enabled(keep and not warming):
-                tokens = token_statistics(models.policy, models.reference, part)
+            tokens = token_statistics(
+                models.policy, models.reference, part, differentiable=keep and not warming
+            )
             with torch.set_grad_enabled(keep):
                 forward = Forward(tokens.logps, _values(models.critic, part, critic_scale))
         found = (*tokens, forward.values)

@@ -45,11 +45,12 @@ def units(chosen: Sequence[Encoded], batch_of: BatchOf) -> list[list[int]]:
 
 def tree(unit: Sequence[int], chosen: Sequence[Encoded], rejected: Sequence[Encoded]) -> Tree:
     """The sequences of pairs that share a prompt, the first of each kind in its place."""
-    found: dict[tuple[int, ...], int] = {}
+    found: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     sequences: list[Encoded] = []
     sides = []
     for sequence in (side[index] for index in unit for side in (chosen, rejected)):
-        place = found.setdefault(tuple(sequence.completion), len(sequences))
+        key = tuple(sequence.prompt), tuple(sequence.completion)  # a merge can shorten a prompt
+        place = found.setdefault(key, len(sequences))
         if place == len(sequences):
             sequences.append(sequence)
         sides.append(place)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from betaflow.data.tokenise import Encoded, collate
 from betaflow.errors import UserError
@@ -40,6 +40,31 @@ def test_token_statistics_add_up(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (whole.entropy[mask] > 0).all()
     assert (whole.kl[mask] > 0).all()
     assert all((value[~mask] == 0).all() for value in whole)
+
+
+def test_statistics_have_a_gradient_where_they_are_asked_for_one(tiny: Path) -> None:
+    """Of the log-probabilities alone; what only looks at a policy keeps no graph."""
+    model, other = load_policy(tiny), load_policy(tiny)
+    batch = collate(SEQUENCES, pad=0)
+    assert not any(value.requires_grad for value in token_statistics(model, other, batch))
+    found = token_statistics(model, other, batch, differentiable=True)
+    assert [value.requires_grad for value in found] == [True, False, False, False]
+    weights = list(model.parameters())
+    ours = torch.autograd.grad(found.logps.square().sum(), weights)
+    theirs = torch.autograd.grad(logps.token_logps(model, batch).square().sum(), weights)
+    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_a_projection_is_found_under_autocast_too() -> None:
+    """Gemma 2 caps its logits in bfloat16 there."""
+    config = Gemma2Config(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, final_logit_softcapping=3.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(config)
+    with autocast("bfloat16"):
+        assert head.head_of(model) is not None
 
 
 def test_statistics_in_bfloat16_are_summed_in_float32(tiny: Path) -> None:

@@ -111,6 +111,11 @@ def test_a_policy_that_is_not_the_reference_is_refused(tiny: Path, params: Param
         run(models, tiny, params)
 
 
+def test_an_episode_that_could_outgrow_the_model_is_refused(tiny: Path, params: Params) -> None:
+    with pytest.raises(UserError, match=r"129 tokens .* 128 positions .* lower .*max_new_tokens"):
+        run(three(tiny), tiny, params, max_new_tokens=127)
+
+
 def test_scores_are_normalised_on_the_reference_s_own_completions(
     tiny: Path, params: Params
 ) -> None:
