@@ -7,11 +7,13 @@ message that names the key (`UserError`), before anything runs.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from betaflow.errors import UserError
 from betaflow.objectives.options import PUBLISHED, WITHOUT_OPTIONS, LossName, check_options
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
 # A grid value keeps the type YAML gave it, so that `1` and `1.0` name their arm as DVC does.
@@ -484,6 +486,15 @@ class BenchmarkSettings(Section):
     threads: Count
 
 
+def _has_host(url: str) -> bool:
+    """Whether an address has a host, and a port that can be if it has one."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0  # reading `port` checks it
+    except ValueError:
+        return False
+
+
 class LLMSettings(Section):
     """A language model that judges: an OpenAI-compatible endpoint, and what it is asked."""
 
@@ -504,7 +515,9 @@ class LLMSettings(Section):
     # None of these messages shows what was given: a key may have been put in the wrong place.
     @model_validator(mode="after")
     def _no_secrets(self) -> LLMSettings:
-        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", self.base_url):
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", self.base_url) or not _has_host(
+            self.base_url
+        ):
             raise ValueError(
                 "`base_url` must be like http://127.0.0.1:8000/v1, without user, key or query"
             )
@@ -520,6 +533,13 @@ class LLMSettings(Section):
         ours = {"model", "messages", "temperature", "max_tokens", "stream", "n"}
         if taken := sorted(ours & set(self.options)):
             raise ValueError(f"`options` can't hold {taken[0]!r}: it is set here, or fixed")
+        try:
+            json.dumps(self.options, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(
+                "`options` are sent as JSON: texts, finite numbers, true, false, null, lists and "
+                "mappings of these (YAML takes 2024-01-01 for a date: put it in quotes)"
+            ) from None
         if "/" not in self.template and self.template not in TEMPLATES:
             raise ValueError(f"`template` is a file in data/, or one of {', '.join(TEMPLATES)}")
         if (self.prompt_price is None) != (self.completion_price is None):

@@ -55,14 +55,17 @@ def rules(
     found = [another_model(challenger.content, champion.content)]
     found += _win_rules(params, verdicts, confidence)
     missing = float(verdicts["preference"].isna().mean())
-    found.append(enough_verdicts(missing, params.compare.controls.missing_limit))
+    lost = _plain(params, verdicts.fillna({"preference": 0.0}), confidence) if missing else None
+    found.append(enough_verdicts(missing, params.compare.controls.missing_limit, lost))
     if settings.margins is not None:
-        found += _task_rules(params, challenger.benchmark, champion.benchmark)
+        ours = challenger.benchmark
+        found += _task_rules(params, ours, champion.benchmark, confidence)
         if champion.name != SFT:  # else a row of champions may each lose nearly the margin
             sft = read_json(f"out/benchmark/{SFT}.json")
-            found += map(_against_sft, _task_rules(params, challenger.benchmark, sft))
+            found += map(_against_sft, _task_rules(params, ours, sft, confidence))
     if settings.kl_budget is not None:
-        found.append(within_budget(_kl(params, challenger.samples), settings.kl_budget))
+        kl = _kl(params, challenger.samples, confidence)
+        found.append(within_budget(kl, settings.kl_budget))
     if settings.detect is not None:
         known = verdicts.dropna(subset="preference")
         found.append(
@@ -135,21 +138,28 @@ def _win_rules(params: Params, verdicts: pd.DataFrame, confidence: float) -> lis
         confidence=confidence,
         seed=params.compare.seed,
     )
-    plain = won(verdicts, params.compare.model_copy(update={"confidence": confidence}))
     return [
-        wins("win_rate", plain, confidence=confidence),
+        wins("win_rate", _plain(params, verdicts, confidence), confidence=confidence),
         wins("length_controlled_win_rate", controlled, confidence=confidence),
     ]
 
 
-def _kl(params: Params, samples: pd.DataFrame) -> Estimate:
+def _plain(params: Params, verdicts: pd.DataFrame, confidence: float) -> Estimate:
+    return won(verdicts, params.compare.model_copy(update={"confidence": confidence}))
+
+
+def _kl(params: Params, samples: pd.DataFrame, confidence: float) -> Estimate:
     inside = samples["domain"] == "in"
     own = samples[inside & (samples["temperature"] == KL_TEMPERATURE)]
-    return interval(own["kl"], own["prompt_id"], params.compare)
+    settings = params.compare.model_copy(update={"confidence": confidence})
+    return interval(own["kl"], own["prompt_id"], settings)
 
 
 def _task_rules(
-    params: Params, challenger: Mapping[str, Any], champion: Mapping[str, Any]
+    params: Params,
+    challenger: Mapping[str, Any],
+    champion: Mapping[str, Any],
+    confidence: float,
 ) -> list[Rule]:
     """A rule for each task and metric, of those too that one of them lacks by document, or both."""
     margins = params.promotion.margins or {}
@@ -172,7 +182,8 @@ def _task_rules(
         if margin is None:
             continue
         better = challenger.get("higher_is_better", {}).get(task, {})
-        for metric, difference in _differences(params, ours.get(task), theirs.get(task)):
+        both = ours.get(task), theirs.get(task)
+        for metric, difference in _differences(params, *both, confidence):
             up = better.get(metric, better.get(metric.partition("_")[0], True))
             found.append(not_worse(task, metric, difference, margin, higher_is_better=up))
         if task in ours and task in theirs:
@@ -196,7 +207,9 @@ def _against_sft(rule: Rule) -> Rule:
     return rule._replace(name=f"{rule.name} against SFT", reason=f"Against SFT: {rule.reason}")
 
 
-def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, Estimate | None]]:
+def _differences(
+    params: Params, ours: Any, theirs: Any, confidence: float
+) -> Iterator[tuple[str, Estimate | None]]:
     """By metric, challenger less champion; None where they can't be paired."""
     if ours is None or theirs is None or ours["hash"] != theirs["hash"]:
         yield "documents", None
@@ -216,7 +229,7 @@ def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, 
                 metric,
                 ours.get("clusters"),
                 resamples=params.compare.bootstrap,
-                confidence=params.compare.confidence,
+                confidence=confidence,
                 seed=params.compare.seed,
             ).difference,
         )

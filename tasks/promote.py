@@ -105,7 +105,10 @@ def _moved(
     decision: Decision,
     before: int | None,
 ) -> Decision:
-    """Make the version champion, and record what came of it; the decision as it then stands."""
+    """Make the version champion, and record what came of it; the decision as it then stands.
+
+    Once the alias has moved the decision stands, whatever MLflow fails at after that.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -120,13 +123,19 @@ def _moved(
         record(tracker, registry, run_id, decision, REFUSED)
         return decision
     except Exception:
+        moved = False
         # Of a registry that is away `pending` stays, which claims no more than is known.
         with suppress(MlflowException):
             champion = registry.holder(CHAMPION)
             moved = champion is not None and champion.number == decision.version
-            record(tracker, registry, run_id, decision, ACCEPTED if moved else NOT_MOVED)
-        raise
-    record(tracker, registry, run_id, decision, ACCEPTED)
+            if not moved:
+                record(tracker, registry, run_id, decision, NOT_MOVED)
+        if not moved:
+            raise
+    try:
+        record(tracker, registry, run_id, decision, ACCEPTED)
+    except MlflowException as error:
+        tracking.tell(f"{decision.sentence} But MLflow did not record it ({error})")
     return decision
 
 

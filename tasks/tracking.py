@@ -319,21 +319,27 @@ def warn(error: Exception) -> None:
     )
 
 
+def tell(what: str) -> None:
+    """Warn of what MLflow failed at after all that matters was done."""
+    print(f"warning: {_without_secrets(what)}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def reachable() -> Iterator[None]:
     """Say what MLflow could not do as a `UserError`, where nothing can be done without it."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, ModuleNotFoundError) as error:  # no driver: the last
         text = f"MLflow at {uri()}: {str(error).strip() or type(error).__name__}"
         raise UserError(_without_secrets(text)) from None  # Prefect logs causes, with the address
 
 
 def _without_secrets(text: str) -> str:
-    """Cut user names and passwords out of addresses."""
-    return re.sub(r"//[^/@\s]*@", "//…@", text)
+    """Cut user names and passwords out of addresses; a password may hold `/` and `@`."""
+    return re.sub(r"//\S*@", "//…@", text)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,13 @@ def test_states_are_taught_in_a_warm_up(values: dict[str, Any]) -> None:
         ("base_url", "127.0.0.1:8000", "`base_url` must be like http"),
         ("base_url", "https://sk-secret@host/v1", "`base_url` must be like http"),
         ("base_url", "https://host/v1?key=sk-secret", "`base_url` must be like http"),
+        ("base_url", "http://127.0.0.1:80O0/v1", "`base_url` must be like http"),
+        ("base_url", "http://host:99999/v1", "`base_url` must be like http"),
+        ("base_url", "http://[::1/v1", "`base_url` must be like http"),
+        ("temperature", float("inf"), "compare.llm.temperature:"),
+        ("timeout", float("inf"), "compare.llm.timeout:"),
+        ("options", {"top_p": float("nan")}, "`options` are sent as JSON"),
+        ("options", {"user": date(2024, 1, 1)}, "`options` are sent as JSON"),
         ("key_variable", "sk-secret", "never the key itself"),
         ("key_variable", "sk_secret", "never the key itself"),
         ("template", "dialog", "`template` is a file in data/, or one of summarisation_simple"),

@@ -91,7 +91,9 @@ def _name(key: str) -> str:
 def _documents(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One task's results by document, from lm-eval's rows: one a document and filter."""
     rows = sorted(rows, key=lambda row: int(row["doc_id"]))
-    hashes = {row["doc_id"]: row["doc_hash"] for row in rows}
+    # Of what was asked and its answer, too: a task's prompt can change with lm-eval's version.
+    asked = ("doc_hash", "prompt_hash", "target_hash")
+    hashes = {row["doc_id"]: "".join(row[name] for name in asked) for row in rows}
     results: dict[str, list[Any]] = {}
     for row in rows:
         for metric in row["metrics"]:

@@ -2,7 +2,8 @@
 
 Each rule is a test of its own, and a challenger must pass them all, so the chance that a model
 which breaks one of them is promoted is no larger than that one test's level, however many rules
-there are (an intersection-union test: Berger 1982). No correction for many tests is needed.
+there are (an intersection-union test: Berger 1982). The number of rules needs no correction; that
+of the arms among which the challenger was chosen does (`simultaneous`).
 
 What was not measured does not hold. Pure functions of numbers: a rule knows no file.
 """
@@ -44,8 +45,8 @@ def another_model(challenger: str | None, champion: str | None) -> Rule:
 def simultaneous(confidence: float, arms: int) -> float:
     """The confidence of each of so many intervals by which all of them hold with `confidence`.
 
-    The challenger is the best of several by verdicts on the same completions, so its win rate looks
-    better than it is. By Bonferroni's inequality the best one's interval holds as if it alone had
+    The challenger is chosen among several by what was measured of them, so it looks better than it
+    is. By Bonferroni's inequality the chosen one's interval holds as if it alone had
     been there, whichever was chosen, and however alike the arms are.
     """
     return 1 - (1 - confidence) / arms
@@ -163,19 +164,33 @@ def enough_seeds(found: int, needed: int) -> Rule:
     return Rule("seeds", found >= needed, found, needed, reason)
 
 
-def enough_verdicts(missing: float, limit: float) -> Rule:
-    """No more verdicts on the pairs in question are missing than the judge's control allows.
+def enough_verdicts(missing: float, limit: float, lost: Estimate | None = None) -> Rule:
+    """Few verdicts on the pairs in question are missing, and those could not have turned the win.
+
+    A verdict need not be missing by chance: an endpoint may filter what would have lost.
 
     Args:
         missing: their share; NaN: there are no pairs.
         limit: the largest share allowed.
+        lost: the win rate if the challenger had lost every pair without a verdict; None where
+            there is none.
     """
     if not isfinite(missing):
         return _missing("verdicts", limit, f"there are no pairs to judge; {AGAIN}")
-    held = missing <= limit
     reason = f"{missing:.1%} of the verdicts are missing, and {limit:.1%} may be."
-    if not held:
+    if missing > limit:
         reason += " Those that are there may not stand for the others; see docs/judges.md."
+        return Rule("verdicts", False, missing, limit, reason)
+    if missing == 0:
+        return Rule("verdicts", True, missing, limit, reason)
+    if lost is None or not _known(lost):
+        return _missing("verdicts", limit, f"no interval of the win rate could be had; {AGAIN}")
+    held = lost.low > 0.5
+    end = "still" if held else "not"
+    reason += (
+        f" Were they all lost, it would win {_percent(lost)} of the pairs: the lower end is {end} "
+        "above one half."
+    )
     return Rule("verdicts", held, missing, limit, reason)
 
 

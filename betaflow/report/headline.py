@@ -134,6 +134,8 @@ def _tied(leads: Sequence[Row]) -> str:
 def _lead(row: Row) -> str:
     """An arm, and by how many points of win rate the best lies above it."""
     low, high = row["difference_low"], row["difference_high"]
+    if row["difference"] is None:
+        return f"{row['arm']} (no sample was judged of both)"
     ends = "no interval" if None in (low, high) else f"[{100 * low:.1f}, {100 * high:.1f}]"
     return f"{row['arm']} ({100 * row['difference']:+.1f} points {ends})"
 

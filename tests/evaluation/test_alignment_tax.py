@@ -253,8 +253,9 @@ def test_the_harness_keeps_each_document_s_results() -> None:
     """Rows as lm-eval 0.4.13 returns them: one a document and filter, in no fixed order."""
 
     def row(document: int, name: str, value: object, how: str = "none") -> dict:
-        about = {"doc_id": document, "doc_hash": f"hash{document}", "filter": how, "doc": {}}
-        return about | {"metrics": [name], name: value}
+        about = {"doc_id": document, "filter": how, "doc": {}, "metrics": [name]}
+        hashes = {f"{of}_hash": f"{of}{document}" for of in ("doc", "prompt", "target")}
+        return about | hashes | {name: value}
 
     found = {
         "results": {},
@@ -281,6 +282,11 @@ def test_the_harness_keeps_each_document_s_results() -> None:
     assert len({task["hash"] for task in tasks.values()}) == 1
     found["samples"]["sums"].append(row(2, "bleu", 0.5))  # not of every document
     assert _tidy(found)["documents"]["sums"]["results"] == {}
+    for of in ("doc", "prompt", "target"):  # another question is another document
+        found["samples"]["cloze"] = [row(1, "acc", 0.0), row(0, "acc", True)]
+        assert _tidy(found)["documents"]["cloze"]["hash"] == tasks["cloze"]["hash"]
+        found["samples"]["cloze"][0][f"{of}_hash"] = "other"
+        assert _tidy(found)["documents"]["cloze"]["hash"] != tasks["cloze"]["hash"]
     found["samples"]["cloze"].pop()
     assert _tidy(found)["documents"]["cloze"]["hash"] != tasks["cloze"]["hash"]
 
@@ -311,7 +317,8 @@ def test_the_harness_keeps_which_documents_are_of_one_prompt(
     prompts: list[str | None], clusters: list[int] | None
 ) -> None:
     rows = [
-        {"doc_id": place, "doc_hash": f"{place}", "filter": how, "doc": {"prompt": prompt}}
+        {"doc_id": place, "filter": how, "doc": {"prompt": prompt}}
+        | {"doc_hash": f"{place}", "prompt_hash": "p", "target_hash": "t"}
         | {"metrics": ["acc"], "acc": 1.0}
         for place, prompt in reversed(list(enumerate(prompts)))
         for how in ("none", "strict")

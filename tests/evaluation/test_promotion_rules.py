@@ -136,8 +136,16 @@ def test_a_control_that_was_not_measured_is_not_passed() -> None:
     ("missing", "held"), [(0.0, True), (0.1, True), (0.11, False), (float("nan"), False)]
 )
 def test_few_verdicts_may_be_missing(missing: float, held: bool) -> None:
-    rule = enough_verdicts(missing, 0.1)
+    rule = enough_verdicts(missing, 0.1, Estimate(0.6, 0.02, 0.56, 0.64))
     assert (rule.name, rule.held, rule.needed) == ("verdicts", held, 0.1)
+
+
+def test_the_missing_verdicts_could_not_have_turned_the_win() -> None:
+    rule = enough_verdicts(0.1, 0.1, Estimate(0.53, 0.02, 0.49, 0.57))
+    assert not rule.held
+    assert "Were they all lost, it would win 53.0% [49.0%, 57.0%]" in rule.reason
+    assert not enough_verdicts(0.1, 0.1, None).held
+    assert not enough_verdicts(0.1, 0.1, Estimate(0.6, float("nan"), float("nan"), 0.7)).held
 
 
 def test_seeds_and_identity() -> None:

@@ -163,6 +163,13 @@ def test_headline_admits_what_it_cannot_tell() -> None:
     assert "PPO is preferred to it" in found
 
 
+def test_headline_says_where_two_arms_share_no_verdict() -> None:
+    apart = document()
+    apart["leads"][0] |= {"difference": None, "difference_low": None, "difference_high": None}
+    found = " ".join(sentences(apart))
+    assert "It is not distinguishable from other (no sample was judged of both)" in found
+
+
 def test_headline_names_the_arms_that_beat_sft_where_the_best_does_not() -> None:
     """One with more ties has a lower win rate, and a surer one."""
     unsure = document(win_rate_vs_sft=0.55, win_rate_vs_sft_low=0.49)

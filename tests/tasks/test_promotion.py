@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,13 +17,15 @@ from endpoints import settings as llm_settings
 from mlflow.artifacts import download_artifacts
 from promotions import BETTER, GOOD, SAME, benchmark, judged
 
-from betaflow.config import Arm, Params, arms, load_params
+from betaflow.config import Arm, Params, arms, candidates, load_params
 from betaflow.errors import UserError
+from betaflow.evaluation.alignment_tax import paired_difference
 from betaflow.evaluation.promotion import Rule
 from betaflow.evaluation.win_rate import KEYS
 from betaflow.io import write_json, write_jsonl
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
-from tasks import _claim, _registry, _rules, tracking
+from betaflow.report.estimates import interval
+from tasks import _claim, _registry, _rules, promote, tracking
 from tasks._evidence import Evidence, inputs, model_files, of_version
 from tasks._registry import Registry
 from tasks._rules import judged_against
@@ -296,8 +299,8 @@ def test_a_rise_of_lm_eval_s_perplexity_is_the_loss(sweep: Params) -> None:
 def test_champions_in_a_row_can_not_lose_a_margin_each(sweep: Params) -> None:
     (arm,) = [arm for arm in arms(sweep) if arm.name == BETTER]
     sft = Evidence("sft", evidence("sft").samples, benchmark("sft"), None)
-    before = evidence(GOOD)._replace(name="version 1", benchmark=benchmark(GOOD, 77))
-    lost = evidence(BETTER)._replace(benchmark=benchmark(BETTER, 74))  # SFT has 80 of 100 right
+    before = evidence(GOOD)._replace(name="version 1", benchmark=benchmark(GOOD, 78))
+    lost = evidence(BETTER)._replace(benchmark=benchmark(BETTER, 76))  # SFT has 80 of 100 right
 
     def of_tasks(challenger: Evidence, other: Evidence) -> dict[str, bool]:
         found = rules(sweep, arm, challenger, other)
@@ -308,6 +311,46 @@ def test_champions_in_a_row_can_not_lose_a_margin_each(sweep: Params) -> None:
     assert of_tasks(before, before) == {"quiz/acc": True, "quiz/acc against SFT": True}
     without = change(sweep, margins=None)
     assert not [rule for rule in rules(without, arm, lost, before) if "/" in rule.name]
+
+
+def test_every_interval_holds_for_all_arms_that_could_have_been_chosen(sweep: Params) -> None:
+    """Whoever names an arm may have seen its lm-eval results and its KL."""
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+    three = [other for other in arms(sweep) if other.name in (GOOD, BETTER, SAME)]
+    assert len(candidates(three, sweep.promotion.methods, arm)) == 3
+    challenger, sft = evidence(GOOD)._replace(benchmark=benchmark(GOOD, 74)), evidence("sft")
+    found = {rule.name: rule for rule in rules(sweep, arm, challenger, sft)}
+    documents = [
+        np.asarray(one.benchmark["documents"]["quiz"]["results"]["acc"])
+        for one in (challenger, sft)
+    ]
+    told = paired_difference(
+        *documents, "acc", resamples=200, confidence=1 - 0.05 / 3, seed=sweep.compare.seed
+    ).difference
+    assert found["quiz/acc"].found == told.low
+    inside = challenger.samples
+    one = sweep.compare.model_copy(update={"confidence": 1 - 0.05 / 3})
+    assert found["kl"].found == interval(inside["kl"], inside["prompt_id"], one).high
+
+
+def test_verdicts_that_are_missing_because_they_were_lost_buy_no_win(
+    sweep: Params,
+) -> None:
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+    told, _ = judged_against(sweep, evidence(GOOD), evidence("sft"))
+    even = told.assign(preference=[1.0, 0.0] * 60)
+    kept = even.copy()
+    kept.loc[kept.index[kept["preference"] == 0.0][:12], "preference"] = float("nan")  # a tenth
+
+    def of(verdicts: pd.DataFrame, name: str) -> Any:
+        found = _rules.rules(sweep, arm, evidence(GOOD), evidence("sft"), verdicts)
+        return {rule.name: rule for rule in found}[name]
+
+    assert of(even, "verdicts").held
+    assert not of(kept, "verdicts").held
+    won = even.assign(preference=1.0)
+    won.loc[won.index[:12], "preference"] = float("nan")
+    assert of(won, "verdicts").held
 
 
 def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
@@ -566,11 +609,35 @@ def test_what_is_recorded_of_a_registry_that_fails_is_what_the_alias_says(
             raise MlflowException("the connection was lost")
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", failing)
-    with pytest.raises(MlflowException, match="the connection was lost"):
-        promote_arm(sweep, BETTER)
+    if moved:  # the decision stands
+        assert promote_arm(sweep, BETTER).promoted
+    else:
+        with pytest.raises(MlflowException, match="the connection was lost"):
+            promote_arm(sweep, BETTER)
     assert champion() == (2 if moved else 1)
     assert told(2)[:2] == (state, state)
     assert (told(2)[2].startswith("**Promoted.**")) is moved
+
+
+def test_a_promotion_that_mlflow_could_not_record_stands(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    real = promote.record
+
+    def failing(*arguments: Any) -> None:
+        if arguments[-1] == promote.ACCEPTED:
+            raise MlflowException("the connection was lost")
+        real(*arguments)
+
+    monkeypatch.setattr(promote, "record", failing)
+    decision = promote_arm(sweep, GOOD)
+    assert decision.promoted
+    assert champion() == 1
+    assert told(1)[0] == "pending"  # which says no more than is known
+    said = capsys.readouterr().err
+    assert "became champion: every rule held against sft. But MLflow did not record it" in said
 
 
 def by_hand(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from dvc.lock import make_lock
+from sqlalchemy.exc import OperationalError
 
 from betaflow.config import Arm, Params
 from betaflow.errors import UserError
@@ -155,6 +156,26 @@ def test_a_server_that_is_away_stops_nothing_and_shows_no_secret(
     with away as caught, tracking.reachable():
         tracking.client().search_experiments()
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))  # as Prefect logs it
+
+
+@pytest.mark.parametrize("password", ["hunter2", "hunt/er2", "hunt@er2", "hu//nt@/er2"])
+def test_a_registry_whose_database_is_away_is_one_message_without_its_password(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    """MLflow passes on what SQLAlchemy raises, and a driver that is not there."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://name:{password}@127.0.0.1:9/mlflow")
+    with (
+        pytest.raises(
+            UserError, match=r"MLflow at postgresql://…@127\.0\.0\.1:9/mlflow: "
+        ) as caught,
+        tracking.reachable(),
+    ):
+        tracking.client().search_experiments()
+    assert "er2" not in "".join(traceback.format_exception(caught.value))
+    error = OperationalError("SELECT 1", {}, Exception(f"at postgresql://name:{password}@db/x"))
+    with pytest.raises(UserError, match="postgresql://…@db/x") as caught, tracking.reachable():
+        raise error
+    assert "er2" not in str(caught.value)
 
 
 def test_a_stage_that_dies_leaves_its_run_marked(workspace: Path, params: Params) -> None:
