@@ -33,6 +33,7 @@ from betaflow.evaluation import (
     repeated_share,
     win_rate,
 )
+from betaflow.evaluation.calibration import calibration
 
 RESAMPLES = 400
 # A setting's name, its truth, and what draws an experiment and estimates the truth from it.
@@ -182,6 +183,19 @@ def taxes() -> Iterator[Setting]:
         yield f"alignment_tax: 3 tasks of {size} documents", truth, one
 
 
+def accuracies() -> Iterator[Setting]:
+    """Of a reward model on pairs of which several are of one prompt."""
+    for prompts, pairs, share in product((60, 160), (1, 3), (0.75, 0.9)):
+
+        def one(random, _seed, size=(prompts, pairs), share=share):
+            right = verdicts(random, np.full(size, share), 0.3).ravel()
+            margins, prompt = 2 * right - 1, np.repeat(np.arange(size[0]), size[1])
+            found = calibration(margins, prompt)
+            return Estimate(found["accuracy"], np.nan, found["low"], found["high"])
+
+        yield f"calibration: accuracy {share}, {prompts} prompts x {pairs}", share, one
+
+
 def text() -> Iterator[Setting]:
     def draw(random: np.random.Generator) -> np.ndarray:
         """(80,) shares of 40 prompts x 2 completions, each with a vocabulary of its own size."""
@@ -204,6 +218,7 @@ SUITES = {
     "shares": shares,
     "corpora": corpora,
     "tax": taxes,
+    "accuracy": accuracies,
     "text": text,
 }
 

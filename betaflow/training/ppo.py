@@ -39,7 +39,7 @@ from betaflow.policy.scorer import Scorer, require_positions
 from betaflow.sampling.engine import Engine, Request
 from betaflow.training import loop
 from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
-from betaflow.training.start import require_same
+from betaflow.training.start import ROUNDED_KL, START_KL, require_same
 from betaflow.training.value_head import new_head, value_loss
 
 if TYPE_CHECKING:
@@ -178,7 +178,9 @@ def train_ppo(
                 warming, precision,
             )  # fmt: skip
         if step == 0:
-            require_same(figures["kl"])
+            # The policy may be computed with gradients, the reference never is: by other kernels.
+            rounded = settings.reuse_scoring and precision != "float32"
+            require_same(figures["kl"], ROUNDED_KL if rounded else START_KL)
         rate = learning_rate(settings, peak_rate, step, settings.iterations)
         teach = partial(teacher, episodes, scores) if teacher and warming else None
         if teacher and step == settings.critic_warmup:

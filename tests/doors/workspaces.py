@@ -112,7 +112,7 @@ def environment(**more: str) -> dict[str, str]:
     """A user's environment with the virtual environment first on PATH, and one thread a process."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW", "DVC"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**kept, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **more}
+    return {**kept, "PATH": path, **more}
 
 
 def run(command: list[str], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from simulated import verdicts
 
 from betaflow.evaluation.calibration import BINS, calibration
 
@@ -26,6 +27,17 @@ def test_by_hand() -> None:
     assert sum(histogram["counts"]) == 4
     assert len(histogram["edges"]) == len(histogram["counts"]) + 1
     assert (histogram["edges"][0], histogram["edges"][-1]) == (-1.0, 3.0)
+
+
+def test_coverage_of_the_accuracy_s_interval() -> None:
+    """Three pairs a prompt, alike; `benchmarks/coverage.py` has more settings."""
+    random, share, covered = np.random.default_rng(0), 0.75, 0
+    prompt = np.repeat(np.arange(160), 3)
+    for _ in range(1000):
+        right = verdicts(random, np.full((160, 3), share), 0.3).ravel()
+        found = calibration(2 * right - 1, prompt)
+        covered += found["low"] <= share <= found["high"]
+    assert 0.93 <= covered / 1000 <= 0.97
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
