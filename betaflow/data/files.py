@@ -88,6 +88,9 @@ def read_parquet_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
             for row in chain.from_iterable(batch.to_pylist() for batch in batches):
                 number += 1
                 yield f"{path}: row {number}", row
+    except UnicodeDecodeError as error:
+        rows = f"a row from {number + 1} to {number + 1024}"
+        raise UserError(f"{path}: {rows} has a text that is not UTF-8 ({error.reason})") from None
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: can't be read as Parquet ({error})") from None
 

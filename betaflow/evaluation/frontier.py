@@ -25,12 +25,17 @@ STRIPS = 200  # of an area under the optimum
 
 
 class Ceiling(NamedTuple):
-    """R*(k) to plot, each (points,): `low` to `high` the pointwise band, `ess` harmonic means."""
+    """R*(k) to plot, each (points,): `low` to `high` the pointwise band, `ess` harmonic means.
+
+    `beta` is that of pi* there (infinite at a KL of 0), `log_z` its mean log Z(x), nats.
+    """
 
     kl: Array
     reward: Array
     low: Array
     high: Array
+    beta: Array
+    log_z: Array
     ess: Array
 
 
@@ -89,7 +94,13 @@ def ceiling(
     low, high = np.array([band.low for band in bands]), np.array([band.high for band in bands])
     kls = np.maximum.accumulate(found.tilted.kl.mean(axis=0))
     ess = np.interp(kl, kls, [harmonic_mean(column) for column in found.tilted.ess.T])
-    return Ceiling(kl, reward, low, high, ess)
+    # From a KL of 0 on, where beta is infinite: 1 / beta rises from 0 along the curve.
+    slopes = np.interp(kl, np.append(0.0, kls), np.append(0.0, 1 / found.betas))
+    with np.errstate(divide="ignore"):
+        beta = 1 / slopes
+    # R*(k) - beta k = beta log Z (equation 4), at every k.
+    log_z = reward * slopes - kl
+    return Ceiling(kl, reward, low, high, beta, log_z, ess)
 
 
 def fraction_of_optimum(

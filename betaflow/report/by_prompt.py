@@ -21,9 +21,9 @@ from betaflow.report.canvas import new_figure
 from betaflow.report.estimates import Row, interval, spread
 from betaflow.report.frontier import Draws
 from betaflow.report.frontier_plot import INK
-from betaflow.report.methods import LOOKS, settings_by_method
+from betaflow.report.methods import LOOKS, seeds_of, settings_by_method
 from betaflow.report.plots import stroke
-from betaflow.report.settings import seeds_at_one, seeds_of
+from betaflow.report.settings import seeds_at_one
 
 QUARTERS = ("lowest", "2nd", "3rd", "highest")
 COLUMNS = ["method", "setting", "learning_rate", "seeds", "quarter", "prompts", "reference"]

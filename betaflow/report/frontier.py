@@ -31,7 +31,7 @@ from betaflow.evaluation.frontier import (
 from betaflow.evaluation.optimum import Array, Optimum, reward_at, trace
 from betaflow.report.estimates import KL_TEMPERATURE, Row, check_samples, judge_column, spread
 from betaflow.report.estimates import interval as mean_interval
-from betaflow.report.methods import LABELS, label
+from betaflow.report.methods import LABELS, seeds_of
 
 LOW_KL, HIGH_KL = 1.0, 4.0  # nats: where methods are compared as a whole
 DPO = LABELS["dpo"]  # the method that the others are compared with
@@ -164,8 +164,8 @@ def _arm(
 ) -> Row:
     """An arm's reward and KL, and its share of the optimum's gain at that KL.
 
-    `above`: whether its reward's interval lies above the optimum's band there, which only chance
-    or an error explains: no policy is better.
+    `above`: whether that share's interval lies above 1, which only chance or an error explains: no
+    policy is better. Where the share is not known: whether the reward's lies above the optimum's.
     """
     gained = mean_interval(own[reward], own["prompt_id"], settings)
     kl = mean_interval(own["kl"], own["prompt_id"], settings)
@@ -176,7 +176,10 @@ def _arm(
         return row
     share = share_of_optimum(own, reward, draws, settings)
     row |= {"optimum": share.optimum, **spread("fraction", share.fraction), "note": share.note}
-    row["above"] = bool(gained.low > _band(draws, share.kl, settings).high)
+    if np.isfinite(share.fraction.low):  # of one resampling of the prompts for both
+        row["above"] = bool(share.fraction.low > 1)
+    else:
+        row["above"] = bool(gained.low > _band(draws, share.kl, settings).high)
     return row
 
 
@@ -240,24 +243,24 @@ def _methods(
     draws: Draws,
     settings: CompareSettings,
 ) -> list[Row]:
-    """By method, the share of the optimum's area: over its arms' ends, and over all looks.
+    """By method, the share of the optimum's area: over its settings' ends, and over all looks.
 
+    A setting is one point, the mean of its seeds: else the hull would take the luckiest of them.
     `difference`: the first less that of DPO, or of the first method where there is no DPO.
     """
-    groups: dict[str, list[str]] = {}
-    for arm in arms:
-        if arm.method != "sft":
-            groups.setdefault(label(arm.model_dump()), []).append(arm.name)
+    groups: dict[str, list[list[str]]] = {}  # the arms of each setting
+    for (method, *_), names in seeds_of([arm for arm in arms if arm.method != "sft"]).items():
+        groups.setdefault(method, []).append(names)
     tables = [table for table in curves.values() if "gold_reward" in table]
     common = set(draws.prompts).intersection(*(set(table["prompt_id"]) for table in tables))
     seen = draws.of(sorted(common)) if tables and len(common) > 1 else None
     areas = {
-        name: _area([own[member] for member in members], draws, settings)
-        for name, members in groups.items()
+        name: _area([pd.concat(own[seed] for seed in seeds) for seeds in points], draws, settings)
+        for name, points in groups.items()
     }
     against = DPO if DPO in groups else next(iter(groups), "")
     rows = []
-    for name, members in groups.items():
+    for name, points in groups.items():
         ends = areas[name]
         compared = against if name != against else None
         difference = UNKNOWN
@@ -266,14 +269,14 @@ def _methods(
             difference = area_difference(ends, other, len(draws.prompts), settings.confidence)
         looks = [
             look[look["prompt_id"].isin(common)]
-            for member in members
-            if member in curves and "gold_reward" in curves[member]
-            for _, look in curves[member].groupby("step")
+            for seeds in points
+            if (known := [curves[s] for s in seeds if "gold_reward" in curves.get(s, ())])
+            for _, look in pd.concat(known).groupby("step")
         ]
         rows.append(
             {
                 "method": name,
-                "arms": len(members),
+                "settings": len(points),
                 "low_kl": ends.low_kl,
                 "high_kl": ends.high_kl,
                 **spread("area", ends.fraction),

@@ -6,6 +6,7 @@ Every mark's tooltip says what it is, its value with its interval, and of how ma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from betaflow.report import text
@@ -29,6 +30,7 @@ from betaflow.report.vega import (
     tips,
 )
 
+ENDS = ("", "_low", "_high")
 LOOKS_TIPS = {"arm": "arm", "step": "step", "kl": "KL, nats", "reward": "reward"}
 
 
@@ -75,11 +77,17 @@ def reward_kl(document: Document, description: str) -> Spec:
 
 
 def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec:
-    """The same with the closed-form optimum, Best-of-N and the way of each arm as it trained."""
-    points = _points(document, "gold_reward")
+    """The same with the closed-form optimum, Best-of-N and the way of each arm as it trained.
+
+    Rewards and KLs are `frontier.json`'s, without the draws' luck.
+    """
+    own = {row["arm"]: row for row in frontier["arms"]}
+    points = _points(document, "gold_reward", own)
     arms = [point["arm"] for point in points]
     names = series(document["rows"], arms)
-    best, edge, reward = frontier["optimum"], _edge(points), REWARDS["gold"]
+    best, reward = frontier["optimum"], REWARDS["gold"]
+    ends = [best["trusted_kl"], *(row["kl"] for row in frontier["best_of_n"])]
+    edge = max(_edge(points), *(1.02 * kl for kl in ends if kl <= WIDEST))
     curve = [
         {"kl": kl, "reward": reward, "low": low, "high": high, "told": _told(reward, low, high)}
         for kl, reward, low, high in zip(
@@ -94,10 +102,9 @@ def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec
     start = {"step": 0, "kl": 0.0, "reward": best["reference"]}
     looks = [
         {"arm": arm, "series": names[arm], **look}
-        for arm, own in frontier["curves"].items()
+        for arm, way in frontier["curves"].items()
         if arm in names
-        for look in (start, *own)
-        if look["kl"] <= edge
+        for look in takewhile(lambda look: look["kl"] <= edge, (start, *way))
     ]
     x, y = axis("kl", "", domainMax=edge), axis("reward", "")
     line_tips = {"kl": "KL, nats", "told": f"{reward} of the optimum"}
@@ -105,17 +112,27 @@ def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec
     layers = [
         {
             "data": {"values": curve},
-            "mark": {"type": "area", "style": "ink", "opacity": 0.13},
+            "mark": {"type": "area", "style": "ink", "opacity": 0.13, "clip": True},
             "encoding": {"x": x, "y": axis("low", ""), "y2": {"field": "high"}},
         },
         {
             "data": {"values": curve},
-            "mark": {"type": "line", "style": "ink-line", "point": {"opacity": 0, "size": 60}},
+            "mark": {
+                "type": "line",
+                "style": "ink-line",
+                "clip": True,
+                "point": {"opacity": 0, "size": 60},
+            },
             "encoding": {"x": x, "y": y, "tooltip": tips(line_tips)},
         },
         {
             "data": {"values": several},
-            "mark": {"type": "line", "style": "soft-line", "point": {"style": "soft-point"}},
+            "mark": {
+                "type": "line",
+                "style": "soft-line",
+                "clip": True,
+                "point": {"style": "soft-point"},
+            },
             "encoding": {"x": x, "y": y, "tooltip": tips(n_tips)},
         },
         *_ways(document["rows"], arms, looks, x, y),
@@ -133,9 +150,19 @@ def _at_one(document: Document, reward: str) -> list[Row]:
     return [r for r in rows if r["temperature"] == 1.0 and None not in (r["kl"], r[reward])]
 
 
-def _points(document: Document, reward: str) -> list[Spec]:
-    """Every arm at T = 1; one whose KL lies beyond the axis stands at its end, and says so."""
+def _points(document: Document, reward: str, own: Mapping[str, Row] | None = None) -> list[Spec]:
+    """Every arm at T = 1; one whose KL lies beyond the axis stands at its end, and says so.
+
+    Args:
+        own: by arm name, `kl` and `reward` with their ends, to be told instead of the document's.
+    """
     rows = _at_one(document, reward)
+    if own is not None:
+        ends = [("kl", "kl"), ("reward", reward)]
+        rows = [
+            row | {f"{to}{end}": own[row["arm"]][f"{of}{end}"] for of, to in ends for end in ENDS}
+            for row in rows
+        ]
     names = series(document["rows"], [row["arm"] for row in rows])
     widest = 1.05 * max([row["kl_high"] or row["kl"] for row in rows if _near(row)], default=WIDEST)
     found = []

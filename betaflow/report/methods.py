@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from betaflow.config import Method
+from betaflow.config import Arm, Method
 
 SCORERS = {"reward_model": "reward model", "gold": "gold"}
 
@@ -101,3 +101,12 @@ def colours(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, 
         ramp = np.linspace(to_rgb(look.first), to_rgb(look.last), len(arms))
         found |= {arm: tuple(colour) for arm, colour in zip(arms, ramp.tolist(), strict=True)}
     return found
+
+
+def seeds_of(arms: Sequence[Arm]) -> dict[tuple[str, str, float | None], list[str]]:
+    """By method, setting and learning rate, the names of its arms, which differ by their seed."""
+    groups: dict[tuple[str, str, float | None], list[str]] = {}
+    for arm in arms:
+        row = arm.model_dump()
+        groups.setdefault((label(row), setting(row), arm.learning_rate), []).append(arm.name)
+    return groups

@@ -61,7 +61,7 @@ def against_optimum(frontier: Mapping[str, Any], plots: Path) -> dict[str, Any] 
         return None
     title = "Reward against KL, and the closed-form optimum"
     (figure,) = images(plots, {"frontier": title}, {"frontier": alt_text(frontier)})
-    columns = [("% of the optimum's area, its arms", "area")]
+    columns = [("% of the optimum's area, its settings", "area")]
     others = [row["against"] for row in frontier["methods"] if row["against"]]
     columns += [(f"points more than {others[0]}", "difference")] if others else []
     columns += [("% of the optimum's area, all looks", "looks_area")]
@@ -93,8 +93,8 @@ def against_optimum(frontier: Mapping[str, Any], plots: Path) -> dict[str, Any] 
 def _area_of(row: Row, name: str) -> str:
     """Of how many points and prompts a method's area is; nothing where there is none."""
     points, prompts = {
-        "area": ("arms", "prompts"),
-        "difference": ("arms", "prompts"),
+        "area": ("settings", "prompts"),
+        "difference": ("settings", "prompts"),
         "looks_area": ("looks", "looks_prompts"),
     }[name]
     return "" if row[name] is None else f"{row[points]:,} {points}, {row[prompts]:,} prompts"

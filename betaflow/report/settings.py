@@ -24,7 +24,7 @@ from betaflow.report.estimates import (
     won,
 )
 from betaflow.report.frontier import Draws, share_of_optimum, without_its_luck
-from betaflow.report.methods import label, setting
+from betaflow.report.methods import seeds_of
 
 ESTIMATES = ("reward", "win_rate_vs_sft", "kl", "fraction")
 COLUMNS = ["method", "setting", "learning_rate", "seeds", "temperature"]
@@ -73,15 +73,6 @@ def by_setting(
             row["kl_seed_sd"] = _seed_sd(at_one, "kl")
             rows.append(row)
     return rows
-
-
-def seeds_of(arms: Sequence[Arm]) -> dict[tuple[str, str, float | None], list[str]]:
-    """By method, setting and learning rate, the names of its arms, which differ by their seed."""
-    groups: dict[tuple[str, str, float | None], list[str]] = {}
-    for arm in arms:
-        row = arm.model_dump()
-        groups.setdefault((label(row), setting(row), arm.learning_rate), []).append(arm.name)
-    return groups
 
 
 def seeds_at_one(

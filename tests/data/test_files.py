@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from betaflow.config import DataSettings
@@ -98,6 +100,17 @@ def test_parquet_gives_what_jsonl_gives(tmp_path: Path, settings: Make) -> None:
         chat
     )
     assert list(read_pairs(settings("parquet", chat))) == [make_pair(*MESSAGES)]
+
+
+def test_a_parquet_text_that_is_not_utf8_is_one_message(tmp_path: Path, settings: Make) -> None:
+    path = tmp_path / "pairs.parquet"
+    bad = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9")]
+    )
+    columns = {name: bad for name in ("prompt", "chosen", "rejected")}
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(UserError, match=r"a row from 1 to 1024 has a text that is not UTF-8"):
+        list(read_pairs(settings("parquet", path)))
 
 
 def test_bad_parquet(tmp_path: Path, settings: Make) -> None:

@@ -174,7 +174,7 @@ def test_methods_as_wholes(known: Draws, samples: dict[str, pd.DataFrame]) -> No
     methods = {row["method"]: row for row in found["methods"]}
     assert list(methods) == ["DPO", "PPO", "Unlikelihood"]
     dpo = methods["DPO"]
-    assert (dpo["arms"], dpo["looks"]) == (2, 2)
+    assert (dpo["settings"], dpo["looks"]) == (2, 2)
     assert (dpo["low_kl"], dpo["high_kl"]) == (1.0, known.found.trusted_kl)
     assert 2 < known.found.trusted_kl < 4
     assert methods["PPO"]["area"] < dpo["area"] < 0.9
@@ -193,13 +193,43 @@ def test_methods_as_wholes(known: Draws, samples: dict[str, pd.DataFrame]) -> No
     assert found["curves"][DPO[0].name][1]["kl"] == pytest.approx(1.7)
 
 
+def test_a_setting_s_seeds_are_one_point_of_its_method(
+    known: Draws, samples: dict[str, pd.DataFrame]
+) -> None:
+    """The luckiest of three seeds is no setting that anyone could choose."""
+    seeds = [DPO[0].model_copy(update={"seed": seed}) for seed in (1, 2)]
+    lucky = samples | {
+        seeds[0].name: share_of(known, 1.8, 0.9),
+        seeds[1].name: share_of(known, 1.8, 0.7),
+    }
+    curves = {arm.name: looks(known, 12) for arm in (DPO[0], *seeds)}
+    alone, pooled = (
+        frontier([*ARMS, *more], table, ways, known, SETTINGS)["methods"][0]
+        for more, table, ways in (
+            ([], samples, {DPO[0].name: curves[DPO[0].name]}),
+            (seeds, lucky, curves),
+        )
+    )
+    assert (pooled["settings"], pooled["looks"]) == (alone["settings"], alone["looks"]) == (2, 2)
+    for name in ("area", "looks_area"):
+        assert pooled[name] == pytest.approx(alone[name])
+
+
 def test_an_arm_above_the_optimum_is_named(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
     samples[PPO.name] = share_of(known, 1.0, 3.0)
     samples[LOST.name] = scored(known.found.reference + 1e4, 300.0)  # above the bound out there
     found = frontier(ARMS, samples, {}, known, SETTINGS)
     assert found["violations"] == [PPO.name, LOST.name]
-    # As much as the optimum is none: chance lifts an arm that far.
-    samples[PPO.name] = share_of(known, 1.0, 1.02)
+    # A tenth more is found although rewards differ by more from prompt to prompt: by those alone
+    # that the same prompts' optimum does not explain.
+    samples[PPO.name] = share_of(known, 1.0, 1.1)
+    samples[LOST.name] = scored(known.found.reference, 300.0)
+    assert frontier(ARMS, samples, {}, known, SETTINGS)["violations"] == [PPO.name]
+    # As much as the optimum is none, and neither is more by chance.
+    noise = 0.5 * np.random.default_rng(1).normal(size=PROMPTS)
+    samples[PPO.name] = share_of(known, 1.0, 1.02).assign(
+        gold_reward=lambda table: table["gold_reward"] + noise - noise.mean()
+    )
     samples[LOST.name] = scored(known.found.reference, 300.0)
     assert frontier(ARMS, samples, {}, known, SETTINGS)["violations"] == []
 
