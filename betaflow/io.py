@@ -23,6 +23,7 @@ from typing import Any
 from betaflow.errors import UserError
 
 LOCAL = Path("out/.local")
+CHECKPOINTS = LOCAL / "checkpoints"
 
 
 def read_json(path: str | Path) -> Any:

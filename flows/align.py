@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except (KeyboardInterrupt, TerminationSignal, SystemExit) as error:
         print(f"Interrupted; no stage is left running, and {AGAIN}.", file=sys.stderr)
-        return error.code if isinstance(error, SystemExit) else 130  # type: ignore[return-value]
+        return environment.exit_code(error)
     return 0
 
 

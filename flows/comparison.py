@@ -10,10 +10,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from betaflow.report.rendered import is_rendered
 from flows.stages import stage_environment
 
-TABLE = Path("out/compare/table.csv")
-ESTIMATES = Path("out/compare/estimates.json")
+FOLDER = Path("out/compare")
+TABLE, ESTIMATES = FOLDER / "table.csv", FOLDER / "estimates.json"
 
 # The columns that fit a terminal; the file and the report have them all.
 _SHOWN = {
@@ -31,11 +32,12 @@ Row = dict[str, str]
 
 
 def read_table(workspace: Path) -> list[Row]:
-    """Rows of `table.csv`; written anew where only the estimates are there (a fresh checkout).
+    """Rows of `table.csv`; written anew where it is not of the estimates (DVC checked them out).
 
     Returns an empty list where nothing has been compared yet.
     """
-    if not (workspace / TABLE).exists() and (workspace / ESTIMATES).exists():
+    known = (workspace / ESTIMATES).exists()
+    if known and not is_rendered(workspace / FOLDER, workspace / FOLDER.parent):
         subprocess.run(
             [sys.executable, "-m", "tasks.report"],
             cwd=workspace,

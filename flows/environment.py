@@ -6,6 +6,7 @@ Prefect reads its settings when it is imported: call `by_hand` before that.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import signal
 import socket
@@ -46,6 +47,8 @@ def by_hand() -> None:
     if not os.environ.get("PREFECT_API_URL"):
         _own_api = f"http://127.0.0.1:{_free_port()}/api"
         os.environ["PREFECT_API_URL"] = _own_api
+        for name in ("no_proxy", "NO_PROXY"):  # a proxy does not know this machine's loopback
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
 
 
 @contextmanager
@@ -72,9 +75,17 @@ def _start_server(url: str) -> None:
         env=os.environ | plain | {"PREFECT__SERVER_FINAL": "1"},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=_end_with_parent,
     )
     atexit.register(_end, server)
     _wait_for(server, f"{url}/health")
+
+
+def _end_with_parent() -> None:
+    """Be ended when the program is killed (Linux), which then can't end the server itself."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
@@ -116,3 +127,9 @@ def catch_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGHUP, leave)
+
+
+def exit_code(error: BaseException) -> int:
+    """Of a program that was interrupted: 128 + the signal's number."""
+    code = error.code if isinstance(error, SystemExit) else None
+    return code if isinstance(code, int) else 128 + signal.SIGINT

@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 
 from prefect import flow, get_run_logger
+from prefect.exceptions import TerminationSignal
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -90,6 +91,7 @@ def main() -> int:
     )
     parser.add_argument("--arm", help="an arm's name, as in out/arms.json; default: the best one")
     arguments = parser.parse_args()
+    environment.catch_signals()
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -100,6 +102,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, TerminationSignal, SystemExit) as error:
+        print("Interrupted. `champion` in the MLflow UI tells what was done.", file=sys.stderr)
+        return environment.exit_code(error)
     except Exception:
         traceback.print_exc()  # 1, which Python would exit with, is a refusal
         return 3

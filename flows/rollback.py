@@ -15,6 +15,7 @@ import argparse
 import sys
 
 from prefect import flow, get_run_logger
+from prefect.exceptions import TerminationSignal
 
 from betaflow.config import load_params
 from betaflow.errors import UserError
@@ -33,12 +34,13 @@ def rollback() -> Rollback:
 
 
 def main() -> int:
-    """Roll back by hand. Returns 0, or 2 for a user's error."""
+    """Roll back by hand. Returns 0, 2 for a user's error, or 130 (Ctrl-C)."""
     argparse.ArgumentParser(
         prog="python -m flows.rollback",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
+    environment.catch_signals()
     try:
         load_params()
         with environment.start_api():
@@ -46,6 +48,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, TerminationSignal, SystemExit) as error:
+        print("Interrupted. `champion` in the MLflow UI tells what was done.", file=sys.stderr)
+        return environment.exit_code(error)
     return 0
 
 

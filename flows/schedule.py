@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def run_all(
         while waiting or taken:
             pending = {*waiting, *taken}
             ready = [name for name in waiting if pending.isdisjoint(graph[name].upstream)]
-            for name in in_turn(ready, graph, last, slots):
+            for name in in_turn(ready, graph, last, slots, needed_by):
                 if any(needed in lost for needed in graph[name].upstream):
                     lost[name] = ""
                     submit(name, "")  # Prefect shows it as not ready
@@ -144,15 +144,29 @@ def run_all(
         raise StagesFailed(_message(lost))
 
 
-def in_turn(ready: list[str], graph: Graph, last: set[str], slots: Slots) -> list[str]:
+def in_turn(
+    ready: list[str], graph: Graph, last: set[str], slots: Slots, needed_by: Mapping[str, int]
+) -> list[str]:
     """`ready` in the order to be run: what closes an arm first, while there is enough else to do.
 
-    Kept for the end, they'd queue for DVC's lock, with no stage beside them that computes.
+    Kept for the end, they'd queue for DVC's lock, with no stage beside them that computes. But what
+    more wait for than for an arm, such as the reward model, goes before them.
+
+    Args:
+        last: of `closing`.
+        needed_by: of `waiting_on`.
     """
     kinds = {name: slots.kind(graph[name].resource) for name in ready}
     others = Counter(kinds[name] for name in ready if name not in last)
     enough = {kind for kind, total in slots.total.items() if others[kind] >= total}
-    return sorted(ready, key=lambda name: not (name in last and kinds[name] in enough))
+    arm = min((needed_by[name] for name in graph if name not in last), default=0)
+
+    def turn(name: str) -> int:
+        if name in last:
+            return 1 if kinds[name] in enough else 2
+        return 0 if needed_by[name] > arm else 2
+
+    return sorted(ready, key=turn)
 
 
 def _stage_task(workspace: Path, stop: threading.Event, display: Display) -> Any:

@@ -36,7 +36,8 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
 fi
 
 echo "setting up .venv from $lock (a few minutes, once)"
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+# One that was cut off has no pip yet; venv mends it.
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/uv.txt
 
 # uv does not read pip's configuration: hand it the folders of files that pip would look in.

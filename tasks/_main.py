@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
 
 from betaflow.errors import UserError
+from betaflow.io import CHECKPOINTS
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -25,6 +27,16 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def forget_checkpoints(*names: str) -> None:
+    """Remove the checkpoints of trainings that DVC has recorded: called by stages after theirs.
+
+    The training's own stage keeps them: stopped while DVC hashes and copies what it wrote, it would
+    be removed and trained anew.
+    """
+    for name in names:
+        shutil.rmtree(CHECKPOINTS / name, ignore_errors=True)
 
 
 def set_threads(count: int) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from betaflow.io import LOCAL, atomic_directory, write_json, write_jsonl
 from betaflow.policy.flops import forward_flops
 from betaflow.policy.loading import save_model
-from betaflow.training import checkpoints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,5 +65,4 @@ def finish(
         seconds["phases"] = {name: round(spent, 4) for name, spent in phases.items()}
     write_json(LOCAL / "timings" / f"{about['arm']}.json", seconds)
     log.finish(figures, len(trained.metrics))
-    checkpoints.clear(about["arm"])
     print(", ".join(f"{key} {value:.4g}" for key, value in figures.items()))

@@ -11,7 +11,7 @@ from betaflow.io import atomic_directory, read_json, read_jsonl
 from betaflow.report.build import IDENTITY, build, render
 from betaflow.report.power import sentence
 from tasks import tracking
-from tasks._main import run
+from tasks._main import forget_checkpoints, run
 
 FOLDER = Path("out/compare")
 JUDGED = Path("out/judgements/summary.json")
@@ -24,6 +24,7 @@ BY_TEMPERATURE = ("gold_reward", "reward_model", "win_rate", "lc_win_rate", "com
 def main() -> None:
     """Estimate, draw, write; then bring every arm's MLflow run up to date."""
     params = load_params()
+    forget_checkpoints("reward")
     with atomic_directory(FOLDER) as folder:
         build(params, folder)
         rows = render(params, folder)

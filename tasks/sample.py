@@ -17,7 +17,7 @@ from betaflow.sampling.engine import Completion, Engine, Request, draw_seed, ope
 from betaflow.sampling.parity import release, require_parity
 from tasks._arguments import model_argument
 from tasks._inputs import held_out_prompts, prompt_rows
-from tasks._main import run, set_threads
+from tasks._main import forget_checkpoints, run, set_threads
 
 BATCH = 64
 
@@ -26,6 +26,7 @@ def main() -> None:
     """Draw and score the completions of the arm that the command line names; write them."""
     params = load_params()
     arm = model_argument(__doc__, params)
+    forget_checkpoints(arm.name)
     frame = samples(params, arm.name, arm.model_dir)
     with atomic_file(f"out/samples/{arm.name}.parquet") as path:
         frame.to_parquet(path, index=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from betaflow.config import load_params
 from betaflow.report.build import render
+from tasks import tracking
 from tasks._main import run
 from tasks.compare import FOLDER, fill_in
 
@@ -11,7 +12,9 @@ from tasks.compare import FOLDER, fill_in
 def main() -> None:
     """Log every arm of the last comparison; what is there already is not logged twice."""
     params = load_params()
-    fill_in(params, render(params, FOLDER))
+    rows = render(params, FOLDER)
+    with tracking.reachable():
+        fill_in(params, rows)
     print("MLflow holds every run; `make ui` shows them")
 
 

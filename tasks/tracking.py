@@ -191,7 +191,10 @@ def git_tags() -> dict[str, str]:
     """The commit that the workspace is at, and whether tracked files differ from it."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        except FileNotFoundError:  # no git here
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = git("rev-parse", "HEAD")

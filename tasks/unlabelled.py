@@ -11,14 +11,16 @@ from betaflow.config import load_params
 from betaflow.io import atomic_directory
 from betaflow.report.estimates import KL_TEMPERATURE
 from betaflow.report.unlabelled_files import write_unlabelled
-from tasks._main import run
+from tasks._main import forget_checkpoints, run
 
 FOLDER = Path("out/unlabelled-report")
+MODELS = Path("out/unlabelled")
 
 
 def main() -> None:
     """Estimate, draw, write; print each method's reward and its lead over DPO."""
     params = load_params()
+    forget_checkpoints(*(folder.name for folder in MODELS.iterdir()))
     with atomic_directory(FOLDER) as folder:
         document = write_unlabelled(params.compare, folder)
     for row in document["rows"]:

@@ -35,6 +35,7 @@ from betaflow.report.pairwise import pairwise, with_ratings
 from betaflow.report.plots import Metrics, write_plots
 from betaflow.report.power import power
 from betaflow.report.quality import with_text_quality
+from betaflow.report.rendered import note_rendered
 from betaflow.report.sections import write_figures
 from betaflow.report.table import tidy, with_seconds, write_csv, write_tables
 from betaflow.report.tax import taxes, with_taxes
@@ -144,6 +145,7 @@ def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     )
     with atomic_file(folder / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+    note_rendered(folder, out)
     return rows
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from betaflow.errors import UserError
-from betaflow.io import LOCAL, NoRoom, atomic_directory
+from betaflow.io import CHECKPOINTS, NoRoom, atomic_directory
 from betaflow.training import distributed, snapshot
 from betaflow.training.snapshot import Damaged, Modules
 
@@ -37,7 +37,7 @@ class Progress(NamedTuple):
 
 def folder(label: str) -> Path:
     """Where the checkpoints of a run lie."""
-    return LOCAL / "checkpoints" / label
+    return CHECKPOINTS / label
 
 
 def newest(label: str) -> Path | None:
@@ -46,7 +46,7 @@ def newest(label: str) -> Path | None:
 
 
 def clear(label: str) -> None:
-    """Remove a run's checkpoints once its output stands."""
+    """Remove a run's checkpoints."""
     shutil.rmtree(folder(label), ignore_errors=True)
 
 

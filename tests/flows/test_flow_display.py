@@ -11,6 +11,7 @@ from small_workspace import REPOSITORY
 
 from betaflow.config import load_params
 from betaflow.errors import UserError
+from betaflow.report.rendered import note_rendered
 from flows import comparison
 from flows.display import Bars, Lines, duration, is_chatter, read_progress
 from flows.graph import Stage
@@ -77,6 +78,29 @@ def test_the_comparison_table(tmp_path: Path) -> None:
     assert "nan" not in shown
 
 
+def test_a_table_of_other_estimates_is_rendered_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC checks the estimates out, and not the table, which holds wall time."""
+    folder, calls = tmp_path / comparison.FOLDER, []
+    folder.mkdir(parents=True)
+    (folder / "estimates.json").write_text('{"a": 1}')
+
+    def report(*_: object, **__: object) -> None:
+        calls.append("report")
+        (folder / "table.csv").write_text(f"arm\nof-{len(calls)}\n")
+        note_rendered(folder, tmp_path / "out")
+
+    monkeypatch.setattr(comparison.subprocess, "run", report)
+    for _ in range(2):
+        assert comparison.read_table(tmp_path) == [{"arm": "of-1"}]
+    (folder / "estimates.json").write_text('{"a": 2}')
+    for _ in range(2):
+        assert comparison.read_table(tmp_path) == [{"arm": "of-2"}]
+    (folder / "table.csv").unlink()
+    assert comparison.read_table(tmp_path) == [{"arm": "of-3"}]
+
+
 def test_what_closes_an_arm_goes_first_while_there_is_enough_else_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -89,11 +113,18 @@ def test_what_closes_an_arm_goes_first_while_there_is_enough_else_to_do(
     last = {"sample@0", "sample@1"}
     first = [*sorted(last), "arm@0", "arm@1", "arm@2"]
     slots = Slots(run.model_copy(update={"jobs": 2, "gpus": 0}))  # one kind of places for all
-    assert in_turn(list(graph), graph, last, slots) == first
-    assert in_turn(["arm@2", *sorted(last)], graph, last, slots) == ["arm@2", *sorted(last)]
-    assert in_turn(sorted(last), graph, last, slots) == sorted(last)
+    needed_by = {name: 1 if name in last else 3 for name in graph} | {"reward": 9}
+
+    def turn(ready: list[str], places: Slots) -> list[str]:
+        return in_turn(ready, graph, last, places, needed_by)
+
+    assert turn(list(graph), slots) == first
+    assert turn(["arm@2", *sorted(last)], slots) == ["arm@2", *sorted(last)]
+    assert turn(sorted(last), slots) == sorted(last)
     apart = Slots(run.model_copy(update={"jobs": 2, "gpus": 2}))  # no arm would take a GPU
-    assert in_turn(list(graph), graph, last, apart) == list(graph)
+    assert turn(list(graph), apart) == list(graph)
+    graph["reward"] = Stage("reward", ())  # for which many arms wait
+    assert turn(["reward", *list(graph)[:5]], slots) == ["reward", *first]
 
 
 def test_slots_bound_cpu_stages_and_hand_out_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 from promotions import BETTER, GOOD, judged, make_sweep
-from small_workspace import Workspace
+from small_workspace import REPOSITORY, Workspace
 
 ALL = f"""
 import subprocess, sys
@@ -34,6 +34,19 @@ print("promoted", asked(promote, "--arm", "{GOOD}"))
 print("promoted", asked(promote, "--arm", "{BETTER}"))
 print("rolled", asked(rollback))
 """
+
+
+def test_a_proxy_is_not_asked_for_the_server_on_this_machine(tmp_path: Path) -> None:
+    code = (
+        "import os; from flows.environment import by_hand; by_hand(); "
+        "print(os.environ['no_proxy'], os.environ['NO_PROXY'])"
+    )
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True,
+        env=plain | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "host", "NO_PROXY": ""},
+    )  # fmt: skip
+    assert told.stdout.split() == ["host,127.0.0.1", "127.0.0.1"]
 
 
 def test_every_decision_is_shown_with_its_status_and_kept_as_an_artifact(

@@ -11,6 +11,7 @@ import pytest
 from dvc.lock import make_lock
 from sqlalchemy.exc import OperationalError
 
+import tasks.track
 from betaflow.config import Arm, Params
 from betaflow.errors import UserError
 from tasks import tracking
@@ -156,6 +157,17 @@ def test_a_server_that_is_away_stops_nothing_and_shows_no_secret(
     with away as caught, tracking.reachable():
         tracking.client().search_experiments()
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))  # as Prefect logs it
+
+
+def test_tracking_again_with_a_server_that_is_away_is_one_message(
+    workspace: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://name:hunter2@127.0.0.1:9")
+    monkeypatch.setattr(tasks.track, "load_params", lambda: params)
+    monkeypatch.setattr(tasks.track, "render", lambda *_: [])
+    with pytest.raises(UserError, match=r"MLflow at http://…@127\.0\.0\.1:9") as caught:
+        tasks.track.main()
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("password", ["hunter2", "hunt/er2", "hunt@er2", "hu//nt@/er2"])

@@ -127,7 +127,8 @@ def test_the_whole_experiment(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert (drawn.loc[drawn["temperature"] == 1.0, "kl"] > 0).all()
         about = summary(folder)
         assert (about["arm"], about["labelled"]) == (folder.name, SHARE)
-        assert not checkpoints.folder(folder.name).exists()
+        # Until DVC has recorded it: the stage after it removes them.
+        assert checkpoints.newest(folder.name) is not None
 
     tasks.arms.main()
     assert {path.name for path in OUT.iterdir()} == {
@@ -168,6 +169,7 @@ def test_a_stage_that_is_killed_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return original(label, update, step, items)
 
+    checkpoints.clear(folder.name)
     monkeypatch.setattr(loop, "_finite_row", stop)
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["dpo"]["training"]["checkpoint_seconds"] = 1e-6
