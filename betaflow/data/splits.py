@@ -29,7 +29,8 @@ def in_eval(content: Content, eval_fraction: float) -> bool:
 def opening(content: Content) -> str:
     """Return what decides the split: the text up to the first answer, white space evened out."""
     if isinstance(content, str):
-        text = content.partition(ASSISTANT)[0] if content.startswith(HUMAN) else content
+        transcript = content.lstrip().startswith(HUMAN.lstrip())
+        text = content.partition(ASSISTANT)[0] if transcript else content
     else:
         roles = [message["role"] for message in content]
         end = roles.index("assistant") if "assistant" in roles else len(roles)

@@ -32,6 +32,7 @@ def test_a_larger_fraction_only_adds(prompt: str, fraction: float) -> None:
 def test_a_conversation_stays_on_one_side() -> None:
     first = "\n\nHuman: Hi there\n\nAssistant:"
     assert opening(first) == opening(f"{first} Hello\n\nHuman: Why?\n\nAssistant:")
+    assert opening(first) == opening(f" {first} Hello\n\nHuman: Why?\n\nAssistant:")
     system = {"role": "system", "content": "Be brief"}
     user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}
     assert opening([system, user]) == opening([system, user, answer, user])
