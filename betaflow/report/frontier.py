@@ -246,8 +246,10 @@ def _methods(
     """By method, the share of the optimum's area: over its settings' ends, and over all looks.
 
     A setting is one point, the mean of its seeds: else the hull would take the luckiest of them.
-    `difference`: the first less that of DPO, or of the first method where there is no DPO.
+    `area_seed_sd`: the standard deviation of the areas of each training seed alone. `difference`:
+    the area less that of DPO, or of the first method where there is no DPO.
     """
+    seed_of = {arm.name: arm.seed for arm in arms}
     groups: dict[str, list[list[str]]] = {}  # the arms of each setting
     for (method, *_), names in seeds_of([arm for arm in arms if arm.method != "sft"]).items():
         groups.setdefault(method, []).append(names)
@@ -280,6 +282,7 @@ def _methods(
                 "low_kl": ends.low_kl,
                 "high_kl": ends.high_kl,
                 **spread("area", ends.fraction),
+                "area_seed_sd": _seed_sd(points, seed_of, own, draws, settings),
                 "against": compared,
                 **spread("difference", difference),
                 "prompts": len(draws.prompts),
@@ -289,6 +292,25 @@ def _methods(
             }
         )
     return rows
+
+
+def _seed_sd(
+    points: Sequence[Sequence[str]],
+    seed_of: Mapping[str, int | None],
+    own: Mapping[str, pd.DataFrame],
+    draws: Draws,
+    settings: CompareSettings,
+) -> float:
+    """Of the areas of each seed that every setting has; NaN where that is not more than one."""
+    by_seed = [{seed_of[name]: own[name] for name in names} for names in points]
+    common = set(by_seed[0]).intersection(*by_seed[1:])
+    if len(common) < 2:
+        return float("nan")
+    areas = [
+        _area([tables[seed] for tables in by_seed], draws, settings).fraction.estimate
+        for seed in common
+    ]
+    return float(np.std(areas, ddof=1))
 
 
 def _area(points: Sequence[pd.DataFrame], draws: Draws, settings: CompareSettings) -> Area:

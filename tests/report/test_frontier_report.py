@@ -213,6 +213,16 @@ def test_a_setting_s_seeds_are_one_point_of_its_method(
     assert (pooled["settings"], pooled["looks"]) == (alone["settings"], alone["looks"]) == (2, 2)
     for name in ("area", "looks_area"):
         assert pooled[name] == pytest.approx(alone[name])
+    # Of each seed alone, where every setting has more than one.
+    assert np.isnan(pooled["area_seed_sd"])
+    other = DPO[1].model_copy(update={"seed": 1})
+    both = [SFT, *DPO, seeds[0], other]
+    found = frontier(both, lucky | {other.name: samples[DPO[1].name]}, {}, known, SETTINGS)
+    single = [
+        frontier([SFT, arm, DPO[1]], lucky, {}, known, SETTINGS)["methods"][0]["area"]
+        for arm in (DPO[0], seeds[0])
+    ]
+    assert found["methods"][0]["area_seed_sd"] == pytest.approx(np.std(single, ddof=1))
 
 
 def test_an_arm_above_the_optimum_is_named(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
