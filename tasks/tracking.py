@@ -31,6 +31,8 @@ from tasks._inputs import fingerprint, without_neutral
 FLUSH_SECONDS = 5.0
 DVC_WAIT = 20.0  # seconds
 TAG = "betaflow."
+# The modules that SQLAlchemy imports for an address of PostgreSQL, MySQL or SQL Server.
+DRIVERS = {"psycopg", "psycopg2", "MySQLdb", "pymysql", "pymssql", "pyodbc"}
 
 
 def uri() -> str:
@@ -335,7 +337,9 @@ def reachable() -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, ModuleNotFoundError) as error:  # no driver: the last
+    except (MlflowException, SQLAlchemyError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name not in DRIVERS:
+            raise
         text = f"MLflow at {uri()}: {str(error).strip() or type(error).__name__}"
         raise UserError(_without_secrets(text)) from None  # Prefect logs causes, with the address
 

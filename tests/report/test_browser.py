@@ -93,7 +93,7 @@ def test_cells_and_differences_tell_their_interval_and_number(
     assert place.count() == 3
     assert place.first.locator(".mark-symbol path").count() == 5
     methods = page.locator("table", has_text="Methods as wholes").locator("tbody tr").first
-    assert "4 arms, 12 prompts" in methods.inner_text()
+    assert "4 settings, 12 prompts" in methods.inner_text()
     assert methods.inner_text().rstrip().endswith("–")  # less itself
 
 

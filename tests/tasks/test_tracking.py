@@ -188,6 +188,8 @@ def test_a_registry_whose_database_is_away_is_one_message_without_its_password(
     with pytest.raises(UserError, match="postgresql://…@db/x") as caught, tracking.reachable():
         raise error
     assert "er2" not in str(caught.value)
+    with pytest.raises(ModuleNotFoundError), tracking.reachable():  # none of the registry's
+        raise ModuleNotFoundError("No module named 'vllm'", name="vllm")
 
 
 def test_a_stage_that_dies_leaves_its_run_marked(workspace: Path, params: Params) -> None:
