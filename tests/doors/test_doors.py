@@ -202,7 +202,7 @@ def background(command: list[str], folder: Path, log: Path, **more: str) -> Iter
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(20)
+            process.wait(3)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
 

@@ -58,7 +58,7 @@ def prefect(workspace: Workspace, server: dict[str, str], tmp_path: Path) -> Ite
     finally:
         worker.send_signal(signal.SIGINT)
         try:
-            worker.wait(timeout=20)
+            worker.wait(timeout=3)  # one that polls may take its time to end by itself
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
