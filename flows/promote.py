@@ -79,14 +79,15 @@ def show(decision: Decision, console: Console) -> None:
 
 
 def main() -> int:
-    """Promote by hand. Returns 0, 1 (refused), 2 (a user's error) or 3 (any other)."""
+    """Promote by hand. Returns 0, 1 (refused), 2 (a user's error), 128 + signal, or 3 (any other)."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.promote",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=(
-            "Exit status: 0 promoted, 1 refused by a rule, 2 could not be judged, 3 an error that "
-            "was not foreseen: `champion` in the MLflow UI tells what was done."
+            "Exit status: 0 promoted, 1 refused by a rule, 2 could not be judged; 130 or 143 "
+            "stopped, 3 an error that was not foreseen: then `champion` in the MLflow UI tells "
+            "what was done."
         ),
     )
     parser.add_argument("--arm", help="an arm's name, as in out/arms.json; default: the best one")
