@@ -79,7 +79,7 @@ def show(decision: Decision, console: Console) -> None:
 
 
 def main() -> int:
-    """Promote by hand. Returns 0, 1 (refused), 2 (a user's error), 128 + signal, or 3 (any other)."""
+    """Promote by hand. Returns 0, 1 (refused), 2 (a user's error), 3 (any other), 128 + signal."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.promote",
         description=__doc__,
