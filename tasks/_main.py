@@ -30,10 +30,10 @@ def run(main: Callable[[], None]) -> None:
 
 
 def forget_checkpoints(*names: str) -> None:
-    """Remove the checkpoints of trainings that DVC has recorded: called by stages after theirs.
+    """Remove the checkpoints of stages that DVC has recorded: called by stages after them.
 
-    The training's own stage keeps them: stopped while DVC hashes and copies what it wrote, it would
-    be removed and trained anew.
+    A stage keeps its own: stopped while DVC hashes and copies what it wrote, that would be removed
+    and made anew.
     """
     for name in names:
         shutil.rmtree(CHECKPOINTS / name, ignore_errors=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from betaflow.config import load_params
 from betaflow.io import atomic_directory
 from betaflow.report.frontier_files import write_frontier
-from tasks._main import run
+from tasks._main import forget_checkpoints, run
 
 FOLDER = Path("out/frontier")
 
@@ -16,6 +16,7 @@ FOLDER = Path("out/frontier")
 def main() -> None:
     """Estimate, draw, write; warn of arms that are better than any policy can be."""
     params = load_params()
+    forget_checkpoints("optimum")
     with atomic_directory(FOLDER) as folder:
         document = write_frontier(params, folder)
     for row in document["arms"]:

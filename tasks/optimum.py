@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from betaflow.config import Params, load_params
 from betaflow.data.tokenise import Encoded
-from betaflow.io import LOCAL, atomic_file
+from betaflow.io import CHECKPOINTS, atomic_file
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
 from betaflow.policy.rewards import all_sequence_scores
 from betaflow.policy.scorer import Scorer, all_sequence_logps
@@ -28,7 +28,7 @@ from tasks._inputs import held_out_prompts, stage_fingerprint
 from tasks._main import run, set_threads
 
 FILE = Path("out/optimum/draws.parquet")
-PARTS = LOCAL / "optimum"
+PARTS = CHECKPOINTS / "optimum"
 PART = 4096  # draws of a part, or one prompt's where those are more
 DRAWN_TOGETHER, SCORED_TOGETHER = 512, 256  # completions a forward pass
 LOGPS_TOKENS = 16384  # tokens a forward pass of the log-probabilities
@@ -63,7 +63,6 @@ def main() -> None:
     with atomic_file(FILE) as path, pq.ParquetWriter(path, SCORED) as writer:
         for number in range(len(parts)):
             writer.write_table(pq.read_table(_file(folder, "scored", number), schema=SCORED))
-    shutil.rmtree(PARTS)
     print(f"{draws} draws for each of {sum(map(len, parts))} prompts: {FILE}")
 
 

@@ -19,6 +19,7 @@ from betaflow.evaluation.best_of_n import best_of_n_kl
 from betaflow.io import write_jsonl
 from betaflow.policy.loading import load_reward_model, load_tokenizer, save_model
 from betaflow.worlds.sentiment import gold_reward
+from tasks._main import forget_checkpoints
 
 PROMPTS, DRAWS = 5, 30
 FILE = Path("out/optimum/draws.parquet")
@@ -51,7 +52,7 @@ def write(values: dict[str, Any]) -> None:
 
 
 def parts() -> list[str]:
-    return sorted(path.name for path in Path("out/.local/optimum").glob("*/*"))
+    return sorted(path.name for path in tasks.optimum.PARTS.glob("*/*"))
 
 
 def test_killed_at_any_part_it_ends_in_the_same_bytes(
@@ -59,6 +60,8 @@ def test_killed_at_any_part_it_ends_in_the_same_bytes(
 ) -> None:
     tasks.optimum.main()
     expected = FILE.read_bytes()
+    assert parts() != []  # until DVC has recorded it: the stage after it removes them
+    forget_checkpoints("optimum")
     assert parts() == []
     table = pd.read_parquet(FILE)
     assert list(table) == [*tasks.optimum.COLUMNS, "gold_reward", "reward_model"]
@@ -88,7 +91,9 @@ def test_killed_at_any_part_it_ends_in_the_same_bytes(
     allowed[0] = 1  # enough for what is left, and no more
     tasks.optimum.main()
     assert FILE.read_bytes() == expected
-    assert parts() == []
+    FILE.unlink()  # stopped while DVC recorded it: nothing is drawn again
+    tasks.optimum.main()
+    assert FILE.read_bytes() == expected
 
 
 def test_parts_of_other_inputs_are_not_used(
@@ -100,17 +105,17 @@ def test_parts_of_other_inputs_are_not_used(
     monkeypatch.setattr(tasks.optimum, "_score", stop)
     with pytest.raises(SystemExit):
         tasks.optimum.main()
-    (before,) = Path("out/.local/optimum").iterdir()
+    (before,) = tasks.optimum.PARTS.iterdir()
     here["sample"]["logprob_tolerance"] = 0.5  # what is drawn does not depend on it
     write(here)
     with pytest.raises(SystemExit):
         tasks.optimum.main()
-    assert list(Path("out/.local/optimum").iterdir()) == [before]
+    assert list(tasks.optimum.PARTS.iterdir()) == [before]
     here["sample"]["max_new_tokens"] = 4
     write(here)
     with pytest.raises(SystemExit):
         tasks.optimum.main()
-    (after,) = Path("out/.local/optimum").iterdir()
+    (after,) = tasks.optimum.PARTS.iterdir()
     assert after != before
 
 
