@@ -110,8 +110,8 @@ def dirty_stages(repo: Repo, graph: Graph) -> set[str]:
 
 def waiting_on(graph: Graph) -> dict[str, int]:
     """How many stages need each one, directly or not: what to run first when all can't run."""
-    edges = networkx.DiGraph((needed, s.name) for s in graph.values() for needed in s.upstream)
-    return {name: len(networkx.descendants(edges, name)) if name in edges else 0 for name in graph}
+    edges = _edges(graph)
+    return {name: len(networkx.descendants(edges, name)) for name in graph}
 
 
 def closing(graph: Graph) -> set[str]:
@@ -119,11 +119,17 @@ def closing(graph: Graph) -> set[str]:
 
     The samples of an arm, say, if all that reads them is the comparison of all arms.
     """
-    edges = networkx.DiGraph((needed, s.name) for s in graph.values() for needed in s.upstream)
-    edges.add_nodes_from(graph)
+    edges = _edges(graph)
     found = set()
     for name in graph:
         before = networkx.ancestors(edges, name) | {name}
         if not any(before.issuperset(graph[later].upstream) for later in edges[name]):
             found.add(name)
     return found
+
+
+def _edges(graph: Graph) -> networkx.DiGraph:
+    """From each stage to those that need it."""
+    edges = networkx.DiGraph((needed, s.name) for s in graph.values() for needed in s.upstream)
+    edges.add_nodes_from(graph)  # those too that nothing needs and that need nothing
+    return edges

@@ -52,20 +52,20 @@ def rules(
     settings = params.promotion
     others = candidates(_compared(params), settings.methods, arm)
     confidence = simultaneous(params.compare.confidence, len(others))
+    compare = params.compare.model_copy(update={"confidence": confidence})
+    params = params.model_copy(update={"compare": compare})  # of every interval from here on
     found = [another_model(challenger.content, champion.content)]
-    found += _win_rules(params, verdicts, confidence)
+    found += _win_rules(params, verdicts)
     missing = float(verdicts["preference"].isna().mean())
-    lost = _plain(params, verdicts.fillna({"preference": 0.0}), confidence) if missing else None
-    found.append(enough_verdicts(missing, params.compare.controls.missing_limit, lost))
+    lost = won(verdicts.fillna({"preference": 0.0}), compare) if missing else None
+    found.append(enough_verdicts(missing, compare.controls.missing_limit, lost))
     if settings.margins is not None:
-        ours = challenger.benchmark
-        found += _task_rules(params, ours, champion.benchmark, confidence)
+        found += _task_rules(params, challenger.benchmark, champion.benchmark)
         if champion.name != SFT:  # else a row of champions may each lose nearly the margin
             sft = read_json(f"out/benchmark/{SFT}.json")
-            found += map(_against_sft, _task_rules(params, ours, sft, confidence))
+            found += map(_against_sft, _task_rules(params, challenger.benchmark, sft))
     if settings.kl_budget is not None:
-        kl = _kl(params, challenger.samples, confidence)
-        found.append(within_budget(kl, settings.kl_budget))
+        found.append(within_budget(_kl(params, challenger.samples), settings.kl_budget))
     if settings.detect is not None:
         known = verdicts.dropna(subset="preference")
         found.append(
@@ -128,7 +128,8 @@ def _in_question(params: Params, samples: pd.DataFrame) -> pd.DataFrame:
     return samples[inside & (samples["temperature"] == params.promotion.temperature)]
 
 
-def _win_rules(params: Params, verdicts: pd.DataFrame, confidence: float) -> list[Rule]:
+def _win_rules(params: Params, verdicts: pd.DataFrame) -> list[Rule]:
+    confidence = params.compare.confidence
     controlled = length_controlled_win_rate(
         verdicts["preference"],
         verdicts["completion_tokens_a"],
@@ -139,27 +140,19 @@ def _win_rules(params: Params, verdicts: pd.DataFrame, confidence: float) -> lis
         seed=params.compare.seed,
     )
     return [
-        wins("win_rate", _plain(params, verdicts, confidence), confidence=confidence),
+        wins("win_rate", won(verdicts, params.compare), confidence=confidence),
         wins("length_controlled_win_rate", controlled, confidence=confidence),
     ]
 
 
-def _plain(params: Params, verdicts: pd.DataFrame, confidence: float) -> Estimate:
-    return won(verdicts, params.compare.model_copy(update={"confidence": confidence}))
-
-
-def _kl(params: Params, samples: pd.DataFrame, confidence: float) -> Estimate:
+def _kl(params: Params, samples: pd.DataFrame) -> Estimate:
     inside = samples["domain"] == "in"
     own = samples[inside & (samples["temperature"] == KL_TEMPERATURE)]
-    settings = params.compare.model_copy(update={"confidence": confidence})
-    return interval(own["kl"], own["prompt_id"], settings)
+    return interval(own["kl"], own["prompt_id"], params.compare)
 
 
 def _task_rules(
-    params: Params,
-    challenger: Mapping[str, Any],
-    champion: Mapping[str, Any],
-    confidence: float,
+    params: Params, challenger: Mapping[str, Any], champion: Mapping[str, Any]
 ) -> list[Rule]:
     """A rule for each task and metric, of those too that one of them lacks by document, or both."""
     margins = params.promotion.margins or {}
@@ -182,8 +175,7 @@ def _task_rules(
         if margin is None:
             continue
         better = challenger.get("higher_is_better", {}).get(task, {})
-        both = ours.get(task), theirs.get(task)
-        for metric, difference in _differences(params, *both, confidence):
+        for metric, difference in _differences(params, ours.get(task), theirs.get(task)):
             up = better.get(metric, better.get(metric.partition("_")[0], True))
             found.append(not_worse(task, metric, difference, margin, higher_is_better=up))
         if task in ours and task in theirs:
@@ -207,9 +199,7 @@ def _against_sft(rule: Rule) -> Rule:
     return rule._replace(name=f"{rule.name} against SFT", reason=f"Against SFT: {rule.reason}")
 
 
-def _differences(
-    params: Params, ours: Any, theirs: Any, confidence: float
-) -> Iterator[tuple[str, Estimate | None]]:
+def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, Estimate | None]]:
     """By metric, challenger less champion; None where they can't be paired."""
     if ours is None or theirs is None or ours["hash"] != theirs["hash"]:
         yield "documents", None
@@ -229,7 +219,7 @@ def _differences(
                 metric,
                 ours.get("clusters"),
                 resamples=params.compare.bootstrap,
-                confidence=confidence,
+                confidence=params.compare.confidence,
                 seed=params.compare.seed,
             ).difference,
         )

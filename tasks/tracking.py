@@ -316,16 +316,14 @@ def warn(error: Exception) -> None:
     """Say once that tracking is off for this stage."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     first = _without_secrets(first)[:200]
-    print(
-        f"warning: MLflow at {_without_secrets(uri())} can't be used ({first}); going on without. "
-        "`compare` fills the runs in from the files in out/; when it has run, `make track` does.",
-        file=sys.stderr,
-        flush=True,
+    tell(
+        f"MLflow at {uri()} can't be used ({first}); going on without. "
+        "`compare` fills the runs in from the files in out/; when it has run, `make track` does."
     )
 
 
 def tell(what: str) -> None:
-    """Warn of what MLflow failed at after all that matters was done."""
+    """Warn of what MLflow failed at and what does not stop."""
     print(f"warning: {_without_secrets(what)}", file=sys.stderr, flush=True)
 
 
