@@ -16,7 +16,8 @@ from betaflow.policy.rewards import all_sequence_scores
 from betaflow.policy.scorer import Scorer, all_sequence_logps
 from betaflow.training.dpo import ReferencedPairs
 from betaflow.training.relabel import joined, relabelled, selected, turned
-from tasks._pairs import referenced_pairs, split_pairs
+from tasks._held_out import held_out_places
+from tasks._pairs import PairData, referenced_pairs, split_pairs
 
 SCORED_TOGETHER = 128  # completions a forward pass
 
@@ -46,9 +47,7 @@ def material(arm: UnlabelledArm) -> Material:
     return Material(pairs, kept, fresh, used)
 
 
-def read_pairs(
-    params: Params, tokenizer: Any, arm: UnlabelledArm, found: Material
-) -> tuple[ReferencedPairs, dict[str, pd.DataFrame]]:
+def read_pairs(params: Params, tokenizer: Any, arm: UnlabelledArm, found: Material) -> PairData:
     """An arm's pairs: the kept, and the fresh as a model of the kept labels them.
 
     With the fresh goes `labels.parquet`, a row each: `id`, `prompt`, the labeller's `margin` (its
@@ -56,8 +55,10 @@ def read_pairs(
     """
     limits = Limits.of(params.pairs)
     kept = selected(split_pairs(tokenizer, "train", limits), found.kept)
+    places = held_out_places(params, tokenizer, arm.labelled)
+    held_out = selected(split_pairs(tokenizer, "eval", limits), places)
     if arm.method == "dpo":
-        return kept, {}
+        return PairData(kept, held_out, {})
     table = pd.read_parquet(fresh_pairs_dir(arm.seed) / "reference.parquet")
     fresh = selected(referenced_pairs(tokenizer, found.fresh, table, limits), found.used)
     score = _reward_model if arm.method == "dpo_reward_model" else _implicit_reward
@@ -74,7 +75,7 @@ def read_pairs(
             ],
         }
     )
-    return joined(kept, relabelled(fresh, scores)), {"labels.parquet": labels}
+    return PairData(joined(kept, relabelled(fresh, scores)), held_out, {"labels.parquet": labels})
 
 
 def _reward_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from betaflow.config import Arm, Params
+from betaflow.data.tokenise import Limits
 from betaflow.errors import UserError
 from betaflow.policy.loading import load_policy
 from betaflow.policy.scorer import Scorer
@@ -14,7 +15,7 @@ from betaflow.worlds.sentiment import gold_reward
 from tasks import tracking
 from tasks._curve import curve_probe
 from tasks._inputs import training_prompts
-from tasks._pairs import begin, end
+from tasks._pairs import begin, end, split_pairs
 
 DRAWN_TOGETHER = 256  # completions
 # Of `dpo.training`, what is of passes over given pairs.
@@ -27,7 +28,7 @@ def train_online(params: Params, arm: Arm) -> None:
     settings, online = params.dpo.training, params.dpo.online
     options = {"training": settings.model_dump(exclude=OFFLINE), "online": online.model_dump()}
     begun = begin(params, arm, settings, options)
-    policy, scorer, tokenizer, held_out, about, *_ = begun
+    policy, scorer, tokenizer, about, *_ = begun
     rows = training_prompts(tokenizer, params.pairs.max_prompt_tokens)
     if not rows:
         raise UserError("there is no prompt of at most pairs.max_prompt_tokens tokens in out/data")
@@ -43,7 +44,7 @@ def train_online(params: Params, arm: Arm) -> None:
             HFEngine(policy, tokenizer, DRAWN_TOGETHER),
             reward,
             [row["ids"] for row in rows],
-            held_out,
+            split_pairs(tokenizer, "eval", Limits.of(params.pairs)),
             settings,
             online,
             label=arm.name,

@@ -123,13 +123,22 @@ def sample_printer(scorer: Any, tokenizer: Any, pairs: ReferencedPairs) -> Any:
     return show
 
 
-# With the tokenizer: the pairs to train on, and tables about them by file name.
-ReadPairs = Callable[[Params, Any], tuple[ReferencedPairs, dict[str, pd.DataFrame]]]
+class PairData(NamedTuple):
+    """Pairs to train on; pairs to evaluate on and to stop early by; tables by their file names."""
+
+    pairs: ReferencedPairs
+    held_out: ReferencedPairs
+    tables: dict[str, pd.DataFrame]
 
 
-def all_pairs(params: Params, tokenizer: Any) -> tuple[ReferencedPairs, dict[str, pd.DataFrame]]:
-    """Every training pair of `out/pairs`."""
-    return split_pairs(tokenizer, "train", Limits.of(params.pairs)), {}
+ReadPairs = Callable[[Params, Any], PairData]  # with the tokenizer
+
+
+def all_pairs(params: Params, tokenizer: Any) -> PairData:
+    """Every pair of `out/pairs`."""
+    limits = Limits.of(params.pairs)
+    train, held_out = (split_pairs(tokenizer, split, limits) for split in ("train", "eval"))
+    return PairData(train, held_out, {})
 
 
 def train_arm(
@@ -146,7 +155,7 @@ def train_arm(
 
     Args:
         options: the settings that the arm depends on, for its identity and its record.
-        read: what it is trained on.
+        read: what it is trained on, and evaluated.
         tables: as in `finish`, written beside the model as those of `read` are.
     """
     with processes(settings.processes):
@@ -159,7 +168,6 @@ class Begun(NamedTuple):
     policy: Any
     scorer: Any
     tokenizer: Any
-    held_out: ReferencedPairs
     about: dict[str, Any]
     params: Params
     arm: Arm | UnlabelledArm
@@ -169,24 +177,22 @@ class Begun(NamedTuple):
 def begin(
     params: Params, arm: Arm | UnlabelledArm, settings: DPOTraining, options: dict[str, Any]
 ) -> Begun:
-    """Policy, held-out pairs, and the identity of an arm that depends on some more `options`."""
+    """Policy and identity of an arm that depends on some more `options`."""
     assert arm.seed is not None
     set_threads(settings.threads)
     torch.manual_seed(arm.seed + 1_000_003 * rank())  # of adapters' dropout
     policy = fresh_policy(params, settings, arm.seed)
     tokenizer = load_tokenizer("out/sft", trust_remote_code=params.model.trust_remote_code)
-    limits = Limits.of(params.pairs)
     kept = {
         **options,
-        "pairs": limits._asdict(),
+        "pairs": Limits.of(params.pairs)._asdict(),
         **about_looks(params),
         "precision": params.model.precision,
     }
     identity = stage_fingerprint(arm.stage, {**kept, **arm.model_dump()}, arm.model_dump())
     about = {"arm": arm.name, **arm.model_dump(), "fingerprint": identity, "settings": kept}
     scorer = prepare(policy, settings, pad=tokenizer.pad_token_id)
-    held_out = split_pairs(tokenizer, "eval", limits)
-    return Begun(policy, scorer, tokenizer, held_out, about, params, arm, settings)
+    return Begun(policy, scorer, tokenizer, about, params, arm, settings)
 
 
 def end(
@@ -219,8 +225,8 @@ def _train(
 ) -> None:
     assert arm.seed is not None and arm.learning_rate is not None
     begun = begin(params, arm, settings, {"training": options})
-    policy, scorer, tokenizer, held_out, about, *_ = begun
-    pairs, read_too = read(params, tokenizer)
+    policy, scorer, tokenizer, about, *_ = begun
+    pairs, held_out, read_too = read(params, tokenizer)
     count = len(units(pairs.chosen, settings.batch_of))
     steps = total_steps(count, settings.batch_size, settings.epochs)
     show = sample_printer(scorer, tokenizer, held_out) if settings.sample_every else None

@@ -29,13 +29,15 @@ def main() -> None:
         "learning_rate": settings.learning_rate,
         "seed": settings.seed,
     }
-    train(params, settings, read_jsonl("out/pairs/train.jsonl"), "reward", about, "out/reward")
+    rows, held_out = (read_jsonl(f"out/pairs/{split}.jsonl") for split in ("train", "eval"))
+    train(params, settings, rows, held_out, "reward", about, "out/reward")
 
 
 def train(
     params: Params,
     settings: RewardSettings,
     rows: list[dict[str, Any]],
+    held_out_rows: list[dict[str, Any]],
     stage: str,
     about: dict[str, Any],
     output: str | Path,
@@ -44,6 +46,7 @@ def train(
 
     Args:
         rows: pairs to train on.
+        held_out_rows: pairs to evaluate on, and to stop early by.
         stage: of `dvc.yaml`.
         about: the `arm`'s name, and its point in the grid.
     """
@@ -53,7 +56,6 @@ def train(
     tokenizer = load_tokenizer("out/sft", trust_remote_code=trust)
     model.config.pad_token_id = tokenizer.pad_token_id
     limits = Limits.of(params.pairs)
-    held_out_rows = read_jsonl("out/pairs/eval.jsonl")
     pairs, held_out = (encode_pairs(tokenizer, some, limits) for some in (rows, held_out_rows))
     kept = {
         "reward": settings.model_dump(),

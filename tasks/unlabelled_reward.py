@@ -7,7 +7,9 @@ import argparse
 from betaflow.config import load_params, unlabelled_arm
 from betaflow.data.labelled import batch_units, kept_pairs
 from betaflow.io import read_jsonl
+from betaflow.policy.loading import load_tokenizer
 from tasks._arguments import grid_arguments
+from tasks._held_out import held_out_places
 from tasks._main import run
 from tasks.reward import train
 
@@ -23,7 +25,11 @@ def main(arguments: argparse.Namespace | None = None) -> None:
     everything, share = (batch_units(some, params.reward.batch_of) for some in (pairs, rows))
     epochs = params.reward.epochs * everything / share
     settings = params.reward.model_copy(update={"seed": arm.seed, "epochs": epochs})
-    train(params, settings, rows, arm.stage, {"arm": arm.name, **arm.model_dump()}, arm.model_dir)
+    tokenizer = load_tokenizer("out/sft", trust_remote_code=params.model.trust_remote_code)
+    held_out = read_jsonl("out/pairs/eval.jsonl")
+    held_out = [held_out[place] for place in held_out_places(params, tokenizer, arm.labelled)]
+    about = {"arm": arm.name, **arm.model_dump()}
+    train(params, settings, rows, held_out, arm.stage, about, arm.model_dir)
 
 
 if __name__ == "__main__":

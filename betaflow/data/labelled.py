@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 # Changing it gives the labels to other prompts.
@@ -27,14 +27,18 @@ def labelled_prompts(prompts: Iterable[str], share: float) -> set[str]:
     return set(ordered[: max(1, round(share * len(ordered)))])
 
 
-def kept_pairs(rows: Sequence[dict[str, Any]], share: float) -> tuple[list[int], set[str]]:
+def kept_pairs(
+    rows: Sequence[dict[str, Any]], share: float, without: Collection[str] = ()
+) -> tuple[list[int], set[str]]:
     """The places of the pairs whose prompts are in the share, and those prompts.
 
     Args:
         rows: pairs, of which `prompt` is read.
         share: of the prompts that they have, as in `labelled_prompts`.
+        without: prompts that are left out before.
     """
-    prompts = labelled_prompts((row["prompt"] for row in rows), share)
+    known = {row["prompt"] for row in rows} - set(without)
+    prompts = labelled_prompts(known, share)
     return [place for place, row in enumerate(rows) if row["prompt"] in prompts], prompts
 
 

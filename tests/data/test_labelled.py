@@ -41,6 +41,15 @@ def test_all_pairs_of_a_kept_prompt_are_kept(share: float) -> None:
     assert places == sorted(places)
 
 
+def test_prompts_can_be_left_out_before_the_share_is_taken() -> None:
+    rows = [{"prompt": PROMPTS[n % 20]} for n in range(40)]
+    without = PROMPTS[:10]
+    places, prompts = kept_pairs(rows, 0.5, without)
+    assert prompts == labelled_prompts(PROMPTS[10:20], 0.5)
+    assert {rows[place]["prompt"] for place in places} == prompts
+    assert kept_pairs(rows, 0.5, PROMPTS) == ([], set())
+
+
 def test_a_batch_counts_pairs_or_prompts() -> None:
     rows = [{"prompt": prompt} for prompt in "aabbbc"]
     assert batch_units(rows, "pairs") == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ import tasks.unlabelled_dpo
 import tasks.unlabelled_fresh
 import tasks.unlabelled_ppo
 import tasks.unlabelled_reward
-from betaflow.data.labelled import kept_pairs
+from betaflow.config import unlabelled_arm
+from betaflow.data.labelled import kept_pairs, labelled_prompts
+from betaflow.errors import UserError
 from betaflow.io import read_jsonl, write_jsonl
 from betaflow.policy.loading import load_reward_model, load_tokenizer, save_model
 from betaflow.training import checkpoints, loop
 from betaflow.worlds.lexicon import OPINIONS
 from betaflow.worlds.sentiment import gold_reward
+from tasks._labels import material, read_pairs
 from tasks.sample import samples
 
 SHARE = 0.4
@@ -141,6 +145,38 @@ def test_the_whole_experiment(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     document = json.loads(Path("out/unlabelled-report/unlabelled.json").read_text())
     assert [row["method"] for row in document["rows"]] == [m for m in of for _ in range(2)]
     assert Path("out/unlabelled-report/unlabelled.png").exists()
+
+
+@pytest.mark.parametrize("share", [SHARE, 1.0])
+def test_what_stops_training_is_of_the_share_and_of_prompts_that_are_not_scored(
+    here: Path, share: float
+) -> None:
+    pairs = read_jsonl("out/pairs/eval.jsonl")
+    texts = list(dict.fromkeys(row["prompt"] for row in pairs))
+    scored = texts[:3]  # as many as `sample.prompts`
+    rows = [{"id": f"eval-{n}", "prompt": text} for n, text in enumerate(texts)]
+    write_jsonl("out/data/prompts_eval.jsonl", rows)
+    tasks.unlabelled_reward.main(Namespace(labelled=share, seed=0))
+    table = pd.read_parquet(OUT / f"unlabelled-reward-f{share}-s0/held_out.parquet")
+    prompts = labelled_prompts(set(texts) - set(scored), share)
+    assert prompts and table["id"].tolist() == [r["id"] for r in pairs if r["prompt"] in prompts]
+
+    params = tasks.unlabelled.load_params()
+    arm = unlabelled_arm(params, "dpo", share, 0)
+    found = read_pairs(params, load_tokenizer("out/sft"), arm, material(arm))
+    assert found.held_out.ids == table["id"].tolist()
+
+
+def test_where_every_held_out_prompt_is_scored_nothing_is_trained(here: Path) -> None:
+    texts = {row["prompt"] for row in read_jsonl("out/pairs/eval.jsonl")}
+    rows = [{"id": f"eval-{n}", "prompt": text} for n, text in enumerate(sorted(texts))]
+    write_jsonl("out/data/prompts_eval.jsonl", rows)
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["sample"]["prompts"] = len(texts)
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    for train in (partial(dpo, "dpo"), partial(tasks.unlabelled_reward.main, Namespace(**POINT))):
+        with pytest.raises(UserError, match=r"lower sample\.prompts or raise data\.eval_fraction"):
+            train()
 
 
 @pytest.mark.parametrize("method", ["dpo_reward_model", "dpo_implicit"])
