@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from betaflow.errors import UserError
+from betaflow.io import parse_yaml
 from betaflow.objectives.options import PUBLISHED, WITHOUT_OPTIONS, LossName, check_options
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -934,7 +935,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
             f"{path} is missing; run from the repository's root, or copy one from presets/"
         ) from None
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from None
     return parse_params(values, str(path))

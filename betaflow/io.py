@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from betaflow.errors import UserError
 
 LOCAL = Path("out/.local")
@@ -36,6 +38,11 @@ def read_json(path: str | Path) -> Any:
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON ({error}); delete it and run again") from None
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """What YAML says, by the parser in C where there is one: many times as fast."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -6,7 +6,6 @@ Prefect reads its settings when it is imported: call `by_hand` before that.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import signal
 import socket
@@ -16,11 +15,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
 from betaflow.errors import UserError
+from betaflow.parent import end_with_parent
 
 START_WAIT = 120.0  # seconds; its first start makes a database, slowly on a busy machine
 
@@ -75,17 +76,10 @@ def _start_server(url: str) -> None:
         env=os.environ | plain | {"PREFECT__SERVER_FINAL": "1"},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
+        preexec_fn=partial(end_with_parent, signal.SIGTERM),  # a killed program can't end it
     )
     atexit.register(_end, server)
     _wait_for(server, f"{url}/health")
-
-
-def _end_with_parent() -> None:
-    """Be ended when the program is killed (Linux), which then can't end the server itself."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

@@ -9,12 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from betaflow.data.chat import render_prompt
 from betaflow.data.tokenise import Encoded, Limits, cut_pair, encode, encode_prompt
 from betaflow.errors import UserError
-from betaflow.io import read_jsonl
+from betaflow.io import parse_yaml, read_jsonl
 
 # Settings by which a checkpoint of the same run may differ: how often one is written and how many
 # are kept, what is shown meanwhile, over how many processes the work is spread.
@@ -65,7 +63,7 @@ def stage_code(stage: str) -> list[str | Path]:
 
 def _deps(stage: str) -> list[str]:
     try:
-        stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+        stages = parse_yaml(Path("dvc.yaml").read_bytes())["stages"]
     except FileNotFoundError:
         raise UserError("dvc.yaml is missing; run from the repository's root") from None
     return list(stages[stage]["deps"])

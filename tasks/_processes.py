@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from datetime import timedelta
 from typing import NoReturn
 
 from betaflow.errors import UserError
+from betaflow.parent import end_with_parent
 
 PATIENCE = timedelta(minutes=30)  # for rank 0 to verify or write a whole checkpoint
 
@@ -29,7 +29,9 @@ def processes(count: int) -> Iterator[None]:
             yield
             return
         _launch(count)
-    _die_with_parent()
+    # Torchrun gives its workers sessions of their own, which a signal to its process group does not
+    # reach: left alone when it is killed they would train on.
+    end_with_parent(signal.SIGKILL)
     import torch
     from torch import distributed
 
@@ -47,14 +49,6 @@ def processes(count: int) -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
-
-
-def _die_with_parent() -> None:
-    """Be killed when torchrun is (Linux): it gives its workers sessions of their own, which a
-    signal to its process group does not reach, and left alone they would train on."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _launch(count: int) -> NoReturn:

@@ -19,8 +19,7 @@ from betaflow.config import (
     unlabelled_arms,
 )
 from betaflow.io import write_json
-from betaflow.training import checkpoints
-from tasks._main import run
+from tasks._main import forget_checkpoints, run
 
 # In a folder of its own it makes sure that the folder is there, for the stages that read it, where
 # the sweep has no such arm.
@@ -47,7 +46,7 @@ def main() -> None:
         for path in sorted(folder.glob("*")) if folder.is_dir() else []:
             if path.name not in names:
                 print(f"removing {path}: not in the sweep any more")
-                checkpoints.clear(path.name)
+                forget_checkpoints(path.name)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     rows = [{"name": arm.name, **arm.model_dump()} for arm in sweep]
     write_json(Path("out", LIST), rows)

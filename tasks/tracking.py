@@ -25,7 +25,7 @@ import yaml
 
 from betaflow.config import Arm, Params, UnlabelledArm
 from betaflow.errors import UserError
-from betaflow.io import LOCAL
+from betaflow.io import LOCAL, parse_yaml
 from tasks._inputs import fingerprint, without_neutral
 
 FLUSH_SECONDS = 5.0
@@ -208,9 +208,8 @@ def git_tags() -> dict[str, str]:
 
 def dvc_hashes() -> dict[str, str]:
     """DVC's hash of every output that dvc.lock holds, of the stages that arms share."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times as fast
     try:
-        lock = yaml.load(dvc_lock(), loader) or {}
+        lock = parse_yaml(dvc_lock()) or {}
     except yaml.YAMLError:
         return {}
     shared = ("prepare", "sft", "pairs", "reference", "reward")

@@ -17,6 +17,7 @@ NEUTRAL = {
     "betaflow/config.py",
     "betaflow/errors.py",
     "betaflow/io.py",
+    "betaflow/parent.py",
     "betaflow/progress.py",
     "tasks/_arguments.py",
     "tasks/_main.py",

@@ -45,11 +45,6 @@ def newest(label: str) -> Path | None:
     return next(reversed(_all(label)), None)
 
 
-def clear(label: str) -> None:
-    """Remove a run's checkpoints."""
-    shutil.rmtree(folder(label), ignore_errors=True)
-
-
 def save(
     label: str,
     fingerprint: str,

@@ -28,6 +28,7 @@ from betaflow.training import checkpoints, loop
 from betaflow.worlds.lexicon import OPINIONS
 from betaflow.worlds.sentiment import gold_reward
 from tasks._labels import material, read_pairs
+from tasks._main import forget_checkpoints
 from tasks.sample import samples
 
 SHARE = 0.4
@@ -205,7 +206,7 @@ def test_a_stage_that_is_killed_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return original(label, update, step, items)
 
-    checkpoints.clear(folder.name)
+    forget_checkpoints(folder.name)
     monkeypatch.setattr(loop, "_finite_row", stop)
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["dpo"]["training"]["checkpoint_seconds"] = 1e-6

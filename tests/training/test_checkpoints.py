@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from betaflow.errors import UserError
 from betaflow.training import checkpoints, loop, snapshot
+from tasks._main import forget_checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +160,7 @@ def test_resuming_holds_no_file_of_a_checkpoint_that_is_gone() -> None:
     two_checkpoints()
     model, optimizer = start()
     checkpoints.resume("run", "a", {"policy": model}, optimizer)
-    checkpoints.clear("run")
+    forget_checkpoints("run")
     assert str(checkpoints.folder("run")) not in Path("/proc/self/maps").read_text()
 
 
@@ -389,7 +390,7 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(mounted: Callable[[str]
         return model[0].weight
 
     expected = train(-1)
-    checkpoints.clear("run")
+    forget_checkpoints("run")
     with pytest.raises(UserError, match=r"the disk is full.*00000003, is intact"):
         train(3)
     assert checkpoints.newest("run") == checkpoints.folder("run") / "00000003"

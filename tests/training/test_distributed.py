@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from betaflow.training import checkpoints, distributed, loop
+from tasks._main import forget_checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -117,7 +118,7 @@ def test_a_run_of_one_goes_on_as_two_is_killed_and_goes_on_as_one_or_four(
 ) -> None:
     train = runpy.run_path(str(script))["train"]
     rows, expected = train()
-    checkpoints.clear("run")
+    forget_checkpoints("run")
     with pytest.raises(loop.Stopped):
         train({0: signal.SIGTERM})  # alone, without FSDP, step 0
     killed = torchrun(script, 2, "kill")

@@ -18,6 +18,7 @@ from betaflow.errors import UserError
 from betaflow.progress import track
 from betaflow.training import checkpoints, loop
 from betaflow.training.optim import learning_rate, optimizer_step
+from tasks._main import forget_checkpoints
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 50), epochs=st.integers(1, 3))
@@ -163,7 +164,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_torch_s_random_state_goes_on_too(workspace: Path) -> None:
     expected = line()
-    checkpoints.clear("line")
+    forget_checkpoints("line")
     with pytest.raises(Stumble):
         line(stumble=5)
     torch.randn(100)
@@ -195,14 +196,14 @@ def test_the_best_weights_are_put_back(
     assert done.best_step == 3
     assert names() == ["00000004", f"{steps - 1:08d}", f"{steps:08d}"]
     assert ("stopped after step" in capsys.readouterr().out) == (steps < 12)
-    checkpoints.clear("line")
+    forget_checkpoints("line")
     assert torch.equal(weight, line(steps=4)[1])
 
 
 def test_without_best_of_the_last_weights_stay(workspace: Path) -> None:
     done, weight = line(evaluate=BEST["evaluate"])
     assert done.best_step is None
-    checkpoints.clear("line")
+    forget_checkpoints("line")
     best, last = line(best_of="eval/loss", evaluate=lambda step: {"eval/loss": -step})
     assert best.best_step == 11
     assert torch.equal(weight, last)
@@ -212,7 +213,7 @@ def test_early_stopping_decides_the_same_wherever_the_run_was_stopped(workspace:
     expected, weight = line(patience=2, **BEST)
     for stumble in range(8):
         for seconds in (0.0, 60.0):
-            checkpoints.clear("line")
+            forget_checkpoints("line")
             with pytest.raises(Stumble):
                 line(patience=2, stumble=stumble, checkpoint_seconds=seconds, **BEST)
             again = line(patience=2, **BEST)
