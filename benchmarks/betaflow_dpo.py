@@ -35,7 +35,7 @@ def train(job: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, Any]:
     from betaflow.config import DPOTraining
     from betaflow.data.tokenise import encode
     from betaflow.policy.loading import load_policy, load_tokenizer
-    from betaflow.policy.scorer import all_sequence_logps
+    from betaflow.policy.packing import all_sequences
     from betaflow.training.dpo import ReferencedPairs, dpo_objective, train_dpo
     from betaflow.training.prepare import prepare
 
@@ -53,7 +53,7 @@ def train(job: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, Any]:
     scorer = prepare(load_policy(job["model"]), settings, pad=tokenizer.pad_token_id)
 
     began = now()
-    logps = all_sequence_logps(
+    logps = all_sequences(
         scorer.eval(),
         chosen + rejected,
         budget=settings.micro_batch_tokens,

@@ -35,7 +35,8 @@ from betaflow.evaluation.curve import Probe, probe
 from betaflow.evaluation.frontier import fraction_of_optimum
 from betaflow.io import atomic_file, write_json
 from betaflow.policy.loading import load_policy, load_tokenizer
-from betaflow.policy.scorer import Scorer, all_sequence_logps
+from betaflow.policy.packing import all_sequences
+from betaflow.policy.scorer import Scorer
 from betaflow.report.canvas import new_figure, save
 from betaflow.report.frontier import Draws, read_draws
 from betaflow.sampling.engine import Completion, Request
@@ -165,7 +166,7 @@ class Trial:
         rewards = [
             gold_reward(row["text"] + one.text) for row, one in zip(owners, drawn, strict=True)
         ]
-        logps = all_sequence_logps(
+        logps = all_sequences(
             Scorer(self.reference, self.pad), sequences, budget=SCORED_TOKENS, precision="float32"
         )
         return Pool(

@@ -12,8 +12,9 @@ from betaflow.data.labelled import kept_pairs
 from betaflow.data.tokenise import Limits
 from betaflow.io import read_jsonl
 from betaflow.policy.loading import load_policy, load_reward_model
+from betaflow.policy.packing import all_sequences
 from betaflow.policy.rewards import all_sequence_scores
-from betaflow.policy.scorer import Scorer, all_sequence_logps
+from betaflow.policy.scorer import Scorer
 from betaflow.training.dpo import ReferencedPairs
 from betaflow.training.relabel import joined, relabelled, selected, turned
 from tasks._held_out import held_out_places
@@ -101,7 +102,7 @@ def _implicit_reward(
     assert arm.beta is not None
     folder = unlabelled_arm(params, "dpo", arm.labelled, arm.seed).model_dir
     policy = load_policy(folder, trust_remote_code=params.model.trust_remote_code).eval()
-    logps = all_sequence_logps(
+    logps = all_sequences(
         Scorer(policy, tokenizer.pad_token_id),
         pairs.chosen + pairs.rejected,
         budget=params.reference.micro_batch_tokens,

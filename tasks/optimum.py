@@ -19,8 +19,9 @@ from betaflow.config import Params, load_params
 from betaflow.data.tokenise import Encoded
 from betaflow.io import CHECKPOINTS, atomic_file
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
+from betaflow.policy.packing import all_sequences
 from betaflow.policy.rewards import all_sequence_scores
-from betaflow.policy.scorer import Scorer, all_sequence_logps
+from betaflow.policy.scorer import Scorer
 from betaflow.progress import track
 from betaflow.sampling.engine import Request, open_engine
 from betaflow.sampling.parity import release, require_parity
@@ -173,7 +174,7 @@ def _score(params: Params, parts: Sequence[Part], folder: Path) -> None:
             Encoded(row["ids"], tokens)
             for row, tokens in zip(own, drawn["token_ids"].to_pylist(), strict=True)
         ]
-        logps = all_sequence_logps(policy, sequences, budget=LOGPS_TOKENS, precision=precision)
+        logps = all_sequences(policy, sequences, budget=LOGPS_TOKENS, precision=precision)
         require_parity(
             drawn["logprob"].to_pylist(),
             logps.tolist(),

@@ -12,7 +12,8 @@ from betaflow.data.tokenise import Encoded, Limits
 from betaflow.io import LOCAL, atomic_directory, read_jsonl, write_json
 from betaflow.policy.flops import forward_flops
 from betaflow.policy.loading import load_policy, load_tokenizer
-from betaflow.policy.scorer import Scorer, all_sequence_logps
+from betaflow.policy.packing import all_sequences
+from betaflow.policy.scorer import Scorer
 from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
 
@@ -61,7 +62,7 @@ def reference_table(
     label: str,
 ) -> pd.DataFrame:
     """Each pair's id, and log-probability (nats) and tokens of both its completions."""
-    logps = all_sequence_logps(
+    logps = all_sequences(
         scorer,
         chosen + rejected,  # together: completions share their prompts
         budget=params.reference.micro_batch_tokens,

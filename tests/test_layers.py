@@ -35,10 +35,10 @@ settings = SimpleNamespace(
 folder = sys.argv[1]
 policy = load_policy(folder)
 chosen, rejected = [Encoded([1, 30], [40, 2])] * 2, [Encoded([1, 30], [41, 2])] * 2
-from betaflow.policy.scorer import all_sequence_logps
+from betaflow.policy.packing import all_sequences
 from betaflow.training.prepare import prepare
 scorer = prepare(policy, settings, pad=0)
-logps = [all_sequence_logps(scorer, s, budget=8, precision="float32") for s in (chosen, rejected)]
+logps = [all_sequences(scorer, s, budget=8, precision="float32") for s in (chosen, rejected)]
 pairs = ReferencedPairs(["a", "b"], chosen, rejected, *logps)
 trained, figures = train_dpo(scorer, pairs, pairs, settings, label="lone",
     objective=dpo_objective(settings, 0.1), peak_rate=1e-3, seed=0, precision="float32",

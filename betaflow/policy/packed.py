@@ -21,7 +21,7 @@ class Packed(NamedTuple):
     """Trees in one row. `tokens`: all of them; `targets`: the completions' tokens.
 
     A target's distribution is read from the hidden state of the token before it, which is the
-    prefix's last one for a branch's first.
+    prefix's last one for a branch's first. `ends` are where sequences end.
     """
 
     input_ids: torch.Tensor  # (1, tokens)
@@ -29,6 +29,7 @@ class Packed(NamedTuple):
     predictors: torch.Tensor  # (targets,), an index among tokens
     targets: torch.Tensor  # (targets,), token ids
     lengths: torch.Tensor  # (sequences,), targets of each
+    ends: torch.Tensor  # (sequences,), an index among tokens
     trees: tuple[Tree, ...]
 
     def to(self, device: torch.device) -> Packed:
@@ -66,6 +67,7 @@ def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
     predictors: list[int] = []
     targets: list[int] = []
     lengths: list[int] = []
+    ends: list[int] = []
     trees: list[Tree] = []
     for group in groups:
         root, prefix = len(ids), shared_prefix(group)
@@ -77,6 +79,7 @@ def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
             ids += prompt[prefix:] + completion
             branches.append(len(ids) - start)
             positions += range(prefix, prefix + branches[-1])
+            ends.append((len(ids) if branches[-1] else root + prefix) - 1)
             first = start + len(prompt) - prefix  # of the completion's tokens
             before = list(range(first - 1, len(ids) - 1))
             if first == start:
@@ -91,5 +94,6 @@ def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
         torch.tensor(predictors, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(lengths),
+        torch.tensor(ends),
         tuple(trees),
     )

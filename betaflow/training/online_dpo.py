@@ -22,7 +22,8 @@ from betaflow.errors import UserError
 from betaflow.objectives.bradley_terry import preference_probability
 from betaflow.policy.flops import forward_flops
 from betaflow.policy.packed import tree_tokens
-from betaflow.policy.scorer import Scorer, all_sequence_logps
+from betaflow.policy.packing import all_sequences
+from betaflow.policy.scorer import Scorer
 from betaflow.sampling.engine import Completion, Engine, Request
 from betaflow.training import loop
 from betaflow.training.dpo import Objective, ReferencedPairs, final_figures, pairs_step
@@ -128,7 +129,7 @@ def train_online_dpo(
         return row | {"grad_norm": norm, "learning_rate": rate}
 
     def from_pairs(step: int, sequences: Rows, rewards: list[list[float]]) -> dict[str, float]:
-        theirs = all_sequence_logps(
+        theirs = all_sequences(
             reference,
             [one for row in sequences for one in row],
             budget=settings.micro_batch_tokens,

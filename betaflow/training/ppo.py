@@ -34,8 +34,9 @@ from betaflow.policy.flops import forward_flops
 from betaflow.policy.lanes import side_by_side
 from betaflow.policy.loading import autocast, device
 from betaflow.policy.logps import token_logps, token_statistics
+from betaflow.policy.packing import require_positions
 from betaflow.policy.rewards import token_values
-from betaflow.policy.scorer import Scorer, require_positions
+from betaflow.policy.scorer import Scorer
 from betaflow.sampling.engine import Engine, Request
 from betaflow.training import loop
 from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
@@ -146,7 +147,7 @@ def train_ppo(
     """
     longest = max(map(len, prompts)) + settings.max_new_tokens
     require_positions(
-        models.policy, longest, "pairs.max_prompt_tokens or ppo.training.max_new_tokens"
+        models.policy.config, longest, "pairs.max_prompt_tokens or ppo.training.max_new_tokens"
     )
     # Groups, each clipped by its own norm, so that none drowns the others.
     groups = [{"params": list(model.parameters())} for model in (models.policy, models.critic)]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from betaflow.data.tokenise import Encoded, collate
+from betaflow.data.tokenise import Encoded
 from betaflow.objectives.bradley_terry import bradley_terry_loss
-from betaflow.policy.loading import autocast, device
-from betaflow.policy.rewards import all_sequence_scores, sequence_scores
+from betaflow.policy.loading import autocast
+from betaflow.policy.packing import all_sequences
+from betaflow.policy.rewards import RewardScorer
 from betaflow.training import loop
 from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
 from betaflow.training.trees import joined_sides, tree, units
@@ -43,8 +44,11 @@ def train_reward(
     """
     chosen, rejected = pairs
     trees = [tree(unit, chosen, rejected) for unit in units(chosen, settings.batch_of)]
+    scorer = RewardScorer(model, pad)
+    scorer.explain()
     steps = loop.total_steps(len(trees), settings.batch_size, settings.epochs)
     optimizer = make_optimizer(settings, model.parameters())
+    largest = settings.micro_batch_size * max(scorer.cost(one.sequences) for one in trees)
 
     def update(step: int) -> dict[str, float]:
         indices = loop.batch_indices(len(trees), settings.batch_size, settings.seed, step)
@@ -55,9 +59,9 @@ def train_reward(
         tokens = 0
         for group in loop.micro_batches(indices, settings.micro_batch_size):
             part = [trees[i] for i in group]
-            batch = collate([s for one in part for s in one.sequences], pad).to(device())
+            batch = scorer.batch([one.sequences for one in part])
             with autocast(precision):
-                scores = sequence_scores(model, batch)
+                scores = scorer(batch)
             sides = torch.tensor(joined_sides(part), device=scores.device)
             first, second = scores[sides].view(-1, 2).unbind(1)
             loss = bradley_terry_loss(first, second).sum() / count
@@ -65,7 +69,7 @@ def train_reward(
             total += loss.item()
             accurate += float((first > second).sum()) / count
             margin += float((first - second).detach().sum()) / count
-            tokens += int(batch.attention_mask.sum())
+            tokens += sum(s.length for one in part for s in one.sequences)
         rate = learning_rate(settings, settings.learning_rate, step, steps)
         norm = optimizer_step(optimizer, rate, settings.max_grad_norm)
         due = held_out[0] and settings.eval_every and (step + 1) % settings.eval_every == 0
@@ -81,12 +85,11 @@ def train_reward(
 
     def held_out_margins() -> torch.Tensor:
         model.eval()
-        size = 2 * settings.micro_batch_size
-        first, second = (
-            all_sequence_scores(model, side, pad=pad, batch_size=size, precision=precision)
-            for side in held_out
+        scores = all_sequences(
+            scorer, held_out[0] + held_out[1], budget=largest, precision=precision
         )
         model.train()
+        first, second = scores.view(2, -1)
         return first - second
 
     model.train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from betaflow.policy.scorer import Group
+from betaflow.policy.packing import Group
 
 
 def share(

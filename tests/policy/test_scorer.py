@@ -14,11 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
-from betaflow.policy import attention, head
+from betaflow.policy import attention, head, packing
 from betaflow.policy.attention import NAME
 from betaflow.policy.loading import load_policy
 from betaflow.policy.packed import pack, shared_prefix, tree_tokens
-from betaflow.policy.scorer import Scorer, all_sequence_logps
+from betaflow.policy.packing import all_sequences
+from betaflow.policy.rewards import RewardScorer
+from betaflow.policy.scorer import Scorer
 
 SIZE = {"vocab_size": 400, "max_position_embeddings": 64}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -246,6 +248,7 @@ def test_packing_holds_no_padding_and_each_prompt_once() -> None:
     assert batch.predictors.tolist() == [2, 3, 2, 7, 8, 10]
     assert batch.targets.tolist() == [4, 5, 6, 7, 8, 3]
     assert batch.lengths.tolist() == [2, 1, 2, 1]
+    assert batch.ends.tolist() == [4, 5, 9, 11]
     assert tree_tokens(pair) + tree_tokens(merged) == batch.input_ids.numel()
     assert shared_prefix(merged) == 2
 
@@ -254,8 +257,33 @@ def test_an_empty_prompt_or_completion_is_counted_as_it_should() -> None:
     batch = pack([[Encoded([], [5, 6])], [Encoded([3], [])]])
     assert batch.targets.tolist() == [6]  # nothing predicts a token at position 0
     assert batch.lengths.tolist() == [1, 0]
+    assert batch.ends.tolist() == [1, 2]
     scorer = Scorer(make(PACKED["llama"]), pad=0)
     assert scorer(batch)[1] == 0
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_reward_models_scores_and_gradients_are_those_of_each_alone(
+    packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not packs:
+        monkeypatch.setattr(packing, "why_not_packed", lambda _: "not tried")
+    torch.manual_seed(0)
+    model = hf.LlamaForSequenceClassification(
+        hf.LlamaConfig(**GROUPED, num_labels=1, pad_token_id=0)
+    )
+    flat = [sequence for group in groups() for sequence in group]
+    weights = torch.randn(len(flat), generator=torch.Generator().manual_seed(1))
+    alone = [model(torch.tensor([s.prompt + s.completion])).logits[0, 0] for s in flat]
+    expected = torch.stack(alone)
+    theirs = {k: g.clone() for k, g in gradients(model, (weights * expected).sum()).items()}
+    scorer = RewardScorer(model, pad=0)
+    assert scorer.packs == packs
+    found = scorer(scorer.batch(groups()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_same_gradients(gradients(model, (weights * found).sum()), theirs, 1e-4)
+    again = all_sequences(scorer, flat[::-1], budget=50, precision="float32")
+    torch.testing.assert_close(again.flip(0), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_packing_order_and_accumulation_do_not_change_a_gradient() -> None:
@@ -354,7 +382,7 @@ def test_all_sequences_come_back_in_order_and_each_is_computed_once(
     monkeypatch.setattr(scorer, "batch", counted)
     for budget in (1, 50, 10_000):
         seen.clear()
-        found = all_sequence_logps(scorer, twice, budget=budget, precision="float32")
+        found = all_sequences(scorer, twice, budget=budget, precision="float32")
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
         assert sum(seen) == len(flat)
 
@@ -367,7 +395,7 @@ def test_bfloat16_is_near_float32_and_gives_float32(
     scorer = Scorer(make(PACKED["llama"]), pad=0)
     flat = [sequence for group in groups() for sequence in group]
     exact, near = (
-        all_sequence_logps(scorer, flat, budget=200, precision=precision)
+        all_sequences(scorer, flat, budget=200, precision=precision)
         for precision in ("float32", "bfloat16")
     )
     assert near.dtype == torch.float32

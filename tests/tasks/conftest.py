@@ -17,7 +17,8 @@ from betaflow.config import Params
 from betaflow.data.tokenise import Limits
 from betaflow.io import write_jsonl
 from betaflow.policy.loading import load_policy, load_tokenizer
-from betaflow.policy.scorer import Scorer, all_sequence_logps
+from betaflow.policy.packing import all_sequences
+from betaflow.policy.scorer import Scorer
 from tasks import tracking
 from tasks._inputs import encode_pairs
 
@@ -62,7 +63,7 @@ def workspace(tiny: Path, repository: Path, tmp_path: Path) -> Path:
         for side, found in zip(
             ("chosen", "rejected"), encode_pairs(tokenizer, rows, LIMITS), strict=True
         ):
-            logps = all_sequence_logps(scorer, found, budget=500, precision="float32")
+            logps = all_sequences(scorer, found, budget=500, precision="float32")
             table[f"{side}_logps"] = logps.tolist()
             table[f"{side}_tokens"] = [len(s.completion) for s in found]
         (tmp_path / "out/reference").mkdir(exist_ok=True)

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from betaflow.config import load_params
 from betaflow.data.tokenise import Encoded
 from betaflow.policy.loading import load_policy
-from betaflow.policy.scorer import all_sequence_logps
+from betaflow.policy.packing import all_sequences
 from betaflow.training.dpo import ReferencedPairs, dpo_objective, train_dpo
 from betaflow.training.prepare import prepare
 
@@ -49,7 +49,7 @@ def train(folder):
     sides = [[Encoded([1, 30 + n % 5], [*range(50, 50 + n % 7), token, 2]) for n in range(24)]
         for token in (40, 41)]
     scorer = prepare(load_policy(tiny), settings, pad=0)
-    logps = [all_sequence_logps(scorer, s, budget=200, precision="float32") for s in sides]
+    logps = [all_sequences(scorer, s, budget=200, precision="float32") for s in sides]
     pairs = ReferencedPairs([str(n) for n in range(24)], *sides, *logps)
     say("STARTED")
     trained, _ = train_dpo(scorer, pairs, pairs, settings, label="dpo",

@@ -19,7 +19,8 @@ from betaflow.objectives.dpo import LOSSES, DPOLoss, dpo_loss
 from betaflow.objectives.unlikelihood import unlikelihood_loss
 from betaflow.policy.loading import load_policy, load_tokenizer
 from betaflow.policy.lora import adapters, adapters_off, add_adapters, merge_adapters
-from betaflow.policy.scorer import Scorer, all_sequence_logps
+from betaflow.policy.packing import all_sequences
+from betaflow.policy.scorer import Scorer
 from betaflow.sampling.engine import Request
 from betaflow.sampling.hf_engine import HFEngine
 from betaflow.training.dpo import (
@@ -46,7 +47,7 @@ def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def pairs_of(tiny: Path, count: int = 24) -> ReferencedPairs:
     sides = sequences(count, True), sequences(count, False)
     scorer = Scorer(load_policy(tiny), pad=0)
-    logps = [all_sequence_logps(scorer, s, budget=200, precision="float32") for s in sides]
+    logps = [all_sequences(scorer, s, budget=200, precision="float32") for s in sides]
     return ReferencedPairs([f"pair-{n}" for n in range(count)], *sides, *logps)
 
 
@@ -138,9 +139,7 @@ def every_pair_of(tiny: Path, prompts: int, completions: int) -> ReferencedPairs
     """All pairs of a few completions of each prompt, in an order that mixes the prompts."""
     drawn = [Encoded([1, 30 + n % prompts], s.completion) for n, s in enumerate(
         sequences(prompts * completions, True))]  # fmt: skip
-    logps = all_sequence_logps(
-        Scorer(load_policy(tiny), pad=0), drawn, budget=200, precision="float32"
-    )
+    logps = all_sequences(Scorer(load_policy(tiny), pad=0), drawn, budget=200, precision="float32")
     pairs = [
         (one, other)
         for one in range(len(drawn))
@@ -379,7 +378,7 @@ def test_bfloat16_keeps_float32_weights_and_comes_close(tiny: Path, params: Para
     _, exact, _ = train(tiny, pairs, params)
     scorer = Scorer(load_policy(tiny), pad=0)
     reference = [
-        all_sequence_logps(scorer, side, budget=200, precision="bfloat16")
+        all_sequences(scorer, side, budget=200, precision="bfloat16")
         for side in (pairs.chosen, pairs.rejected)
     ]
     near = pairs._replace(reference_chosen=reference[0], reference_rejected=reference[1])
@@ -404,15 +403,15 @@ def test_lora_trains_adapters_alone_and_exports_one_plain_model(
     assert figures["eval/rewards/accuracy"] > 0.9
     with adapters_off(policy):  # the reference is the base with its adapters off
         scorer = Scorer(policy, pad=0)
-        found = all_sequence_logps(scorer, pairs.chosen, budget=200, precision="float32")
+        found = all_sequences(scorer, pairs.chosen, budget=200, precision="float32")
         torch.testing.assert_close(found, pairs.reference_chosen, rtol=1e-5, atol=1e-5)
-    tuned = all_sequence_logps(scorer, pairs.chosen, budget=200, precision="float32")
+    tuned = all_sequences(scorer, pairs.chosen, budget=200, precision="float32")
     assert (tuned - pairs.reference_chosen).abs().max() > 0.1
     merge_adapters(policy)
     assert set(weights(policy)) == set(base)
     policy.save_pretrained(tmp_path / "merged")
     plain = Scorer(load_policy(tmp_path / "merged"), pad=0)
-    merged = all_sequence_logps(plain, pairs.chosen, budget=200, precision="float32")
+    merged = all_sequences(plain, pairs.chosen, budget=200, precision="float32")
     torch.testing.assert_close(merged, tuned, rtol=1e-5, atol=1e-4)
 
 
