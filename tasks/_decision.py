@@ -14,6 +14,7 @@ from tasks import tracking
 from tasks._model_card import rules_table
 from tasks._registry import TAG, Registry
 
+DECISION = f"{TAG}decision"
 RULE, TOOK = f"{TAG}rule.", f"{TAG}judge."
 LONGEST = {"tag": 5000, "description": 5000}  # characters that every registry takes
 PENDING, ACCEPTED, REFUSED, NOT_MOVED = "pending", "accepted", "refused", "not moved"
@@ -66,7 +67,7 @@ def record(
         state: PENDING, ACCEPTED, REFUSED or NOT_MOVED.
     """
     tags = {
-        f"{TAG}decision": state,
+        DECISION: state,
         f"{TAG}against": decision.against,
         **{f"{RULE}{rule.name}": _reason(rule) for rule in decision.rules},
     }
@@ -102,13 +103,13 @@ def record_rollback(registry: Registry, was: int, sentence: str) -> None:
         sentence: what was done, in words.
     """
     client = registry.client
-    registry.tag(was, {f"{TAG}decision": ROLLED_BACK})
+    registry.tag(was, {DECISION: ROLLED_BACK})
     version = client.get_model_version(registry.model, str(was))
     _, _, rest = (version.description or "").partition("\n\n")  # after what was decided
     text = f"**Rolled back.** {sentence}\n\n{rest}"[: LONGEST["description"]]
     client.update_model_version(registry.model, str(was), text)
     if client.get_run(version.run_id).data.tags.get(f"{TAG}version") == str(was):
-        client.set_tag(version.run_id, f"{TAG}decision", ROLLED_BACK)  # else it is about another
+        client.set_tag(version.run_id, DECISION, ROLLED_BACK)  # else it is about another
 
 
 def _tag_run(client: Any, run_id: str, tags: Mapping[str, str], *, instead_of: str) -> None:

@@ -22,7 +22,7 @@ from betaflow.io import LOCAL, read_json, write_json
 from betaflow.report.estimates import SFT
 from betaflow.report.inputs import read_table
 from tasks._inputs import fingerprint, stage_code
-from tasks._registry import FOLDER, MODEL, TAG, Registry, Version
+from tasks._registry import CONTENT, FOLDER, MODEL, TAG, Registry, Version
 
 PARTS = {"samples": "samples.parquet", "benchmark": "benchmark.json"}
 # Of a model folder: what `from_pretrained` reads, and none of the tables that stages put beside it.
@@ -139,7 +139,7 @@ def of_version(params: Params, registry: Registry, version: Version) -> Evidence
             name,
             read_table(kept / PARTS["samples"]),
             read_json(kept / PARTS["benchmark"]),
-            version.tags.get(f"{TAG}content"),
+            version.tags.get(CONTENT),
             MODEL if "samples" in old else arm,
         )
 

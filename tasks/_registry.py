@@ -19,6 +19,7 @@ from betaflow.errors import UserError
 from tasks._claim import claimed
 
 TAG = "betaflow."
+CONTENT = TAG + "content"  # a fingerprint of its weights
 REPLACES = TAG + "replaces"  # the champion's number before; empty: there was none
 IN_USE = TAG + "in_use"  # of a version that a promotion is judging
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -65,6 +66,15 @@ class Registry:
                 return None
             raise
         return Version(number, dict(found.tags))
+
+    def versions(self) -> list[Version]:
+        """Every version, the newest first."""
+        found, token = [], None
+        while True:
+            page = self.client.search_model_versions(f"name = '{self.model}'", page_token=token)
+            found += [Version(int(one.version), dict(one.tags)) for one in page]
+            if not (token := page.token):
+                return sorted(found, key=lambda one: -one.number)
 
     def download(self, number: int, folder: str, destination: Path) -> Path | None:
         """A folder of a version's artifacts, fetched into an existing one; None: it has none."""

@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from betaflow.config import Arm, Params, arms, candidates
+from betaflow.config import Arm, CompareSettings, Params, arms, candidates
 from betaflow.errors import UserError
-from betaflow.evaluation.alignment_tax import OF_MEAN_LOGLIKELIHOOD, paired_difference
+from betaflow.evaluation.alignment_tax import (
+    OF_MEAN_LOGLIKELIHOOD,
+    higher_is_better,
+    no_surer_than_alike,
+    paired_difference,
+)
 from betaflow.evaluation.bootstrap import Estimate
 from betaflow.evaluation.length_control import length_controlled_win_rate
 from betaflow.evaluation.power import pilot
@@ -22,6 +27,7 @@ from betaflow.evaluation.promotion import (
     enough_prompts,
     enough_seeds,
     enough_verdicts,
+    not_rolled_back,
     not_worse,
     nothing_measured,
     simultaneous,
@@ -41,24 +47,32 @@ ONE_PERPLEXITY = "bits_per_byte"  # of the perplexities, which are functions of 
 
 
 def rules(
-    params: Params, arm: Arm, challenger: Evidence, champion: Evidence, verdicts: pd.DataFrame
+    params: Params,
+    arm: Arm,
+    challenger: Evidence,
+    champion: Evidence,
+    verdicts: pd.DataFrame,
+    rolled_back: int | None = None,
 ) -> list[Rule]:
     """Every rule's result.
 
     Args:
         champion: SFT's evidence where there is none yet.
         verdicts: of `judged_against`.
+        rolled_back: the version as which the challenger's weights were rolled back.
     """
     settings = params.promotion
     others = candidates(_compared(params), settings.methods, arm)
     confidence = simultaneous(params.compare.confidence, len(others))
     compare = params.compare.model_copy(update={"confidence": confidence})
     params = params.model_copy(update={"compare": compare})  # of every interval from here on
-    found = [another_model(challenger.content, champion.content)]
-    found += _win_rules(params, verdicts)
+    found = [another_model(challenger.content, champion.content), not_rolled_back(rolled_back)]
+    for name, rate in _win_rates(compare, verdicts).items():
+        found.append(wins(name, rate, confidence=confidence))
     missing = float(verdicts["preference"].isna().mean())
-    lost = won(verdicts.fillna({"preference": 0.0}), compare) if missing else None
-    found.append(enough_verdicts(missing, compare.controls.missing_limit, lost))
+    lost = _win_rates(compare, verdicts.fillna({"preference": 0.0})) if missing > 0 else {}
+    limit = compare.controls.missing_limit
+    found.append(enough_verdicts(missing, limit, [*lost.values()]))
     if settings.margins is not None:
         found += _task_rules(params, challenger.benchmark, champion.benchmark)
         if champion.name != SFT:  # else a row of champions may each lose nearly the margin
@@ -128,26 +142,26 @@ def _in_question(params: Params, samples: pd.DataFrame) -> pd.DataFrame:
     return samples[inside & (samples["temperature"] == params.promotion.temperature)]
 
 
-def _win_rules(params: Params, verdicts: pd.DataFrame) -> list[Rule]:
-    confidence = params.compare.confidence
+def _win_rates(settings: CompareSettings, verdicts: pd.DataFrame) -> dict[str, Estimate | None]:
+    """Plain and length-controlled."""
     controlled = length_controlled_win_rate(
         verdicts["preference"],
         verdicts["completion_tokens_a"],
         verdicts["completion_tokens_b"],
         verdicts["prompt_id"],
-        resamples=params.compare.bootstrap,
-        confidence=confidence,
-        seed=params.compare.seed,
+        resamples=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=settings.seed,
     )
-    return [
-        wins("win_rate", won(verdicts, params.compare), confidence=confidence),
-        wins("length_controlled_win_rate", controlled, confidence=confidence),
-    ]
+    return {"win_rate": won(verdicts, settings), "length_controlled_win_rate": controlled}
 
 
-def _kl(params: Params, samples: pd.DataFrame) -> Estimate:
+def _kl(params: Params, samples: pd.DataFrame) -> Estimate | None:
+    """None where a sample's is not known: a policy that has gone astray may have none."""
     inside = samples["domain"] == "in"
     own = samples[inside & (samples["temperature"] == KL_TEMPERATURE)]
+    if not np.isfinite(own["kl"]).all():
+        return None
     return interval(own["kl"], own["prompt_id"], params.compare)
 
 
@@ -176,7 +190,7 @@ def _task_rules(
             continue
         better = challenger.get("higher_is_better", {}).get(task, {})
         for metric, difference in _differences(params, ours.get(task), theirs.get(task)):
-            up = better.get(metric, better.get(metric.partition("_")[0], True))
+            up = higher_is_better(better, metric)
             found.append(not_worse(task, metric, difference, margin, higher_is_better=up))
         if task in ours and task in theirs:
             told = [one.get("results", {}).get(task, {}) for one in (challenger, champion)]
@@ -211,18 +225,19 @@ def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, 
         if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
             yield metric, None
             continue
-        yield (
+        confidence, clusters = params.compare.confidence, ours.get("clusters")
+        found = paired_difference(
+            a,
+            b,
             metric,
-            paired_difference(
-                a,
-                b,
-                metric,
-                ours.get("clusters"),
-                resamples=params.compare.bootstrap,
-                confidence=params.compare.confidence,
-                seed=params.compare.seed,
-            ).difference,
-        )
+            clusters,
+            resamples=params.compare.bootstrap,
+            confidence=confidence,
+            seed=params.compare.seed,
+        ).difference
+        if metric not in OF_MEAN_LOGLIKELIHOOD:
+            found = no_surer_than_alike(found, a, b, clusters, confidence=confidence)
+        yield metric, found
 
 
 def _siblings(params: Params, arm: Arm) -> list[Arm]:

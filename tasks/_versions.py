@@ -13,7 +13,7 @@ from typing import Any
 from betaflow.config import Arm, Params
 from betaflow.io import LOCAL
 from tasks._evidence import Evidence, inputs, model_files, write
-from tasks._registry import FOLDER, IN_USE, REPLACES, TAG, Registry
+from tasks._registry import CONTENT, FOLDER, IN_USE, REPLACES, TAG, Registry
 
 CARD = "README.md"
 LOGGED = "models:/"  # what the address of a logged model begins with, before its id
@@ -39,7 +39,7 @@ def register(
     tags = {
         f"{TAG}arm": arm.name,
         f"{TAG}fingerprint": summary["fingerprint"],
-        f"{TAG}content": str(found.content),
+        CONTENT: str(found.content),
         **{f"{TAG}inputs.{part}": value for part, value in inputs(params).items()},
     }
     (LOCAL / "tmp").mkdir(parents=True, exist_ok=True)

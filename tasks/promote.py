@@ -13,10 +13,20 @@ from betaflow.evaluation.promotion import Rule
 from betaflow.io import read_json
 from betaflow.report.estimates import Row
 from tasks import tracking
-from tasks._decision import ACCEPTED, NOT_MOVED, PENDING, REFUSED, Decision, record, record_usage
+from tasks._decision import (
+    ACCEPTED,
+    DECISION,
+    NOT_MOVED,
+    PENDING,
+    REFUSED,
+    ROLLED_BACK,
+    Decision,
+    record,
+    record_usage,
+)
 from tasks._evidence import of_arm, of_version
 from tasks._model_card import model_card
-from tasks._registry import CHALLENGER, CHAMPION, ChampionChanged, Registry
+from tasks._registry import CHALLENGER, CHAMPION, CONTENT, ChampionChanged, Registry, Version
 from tasks._rules import judged_against, rules
 from tasks._versions import register
 
@@ -69,10 +79,14 @@ def promote_arm(params: Params, name: str | None = None) -> Decision:
     tracker = tracking.Tracker(params)
     registry = Registry(tracker.client, params.run.registered_model)
     champion = registry.holder(CHAMPION)
+    versions = registry.versions()
+    if champion is None:
+        _require_never_one(registry, versions)
     challenger = of_arm(arm)
+    rolled_back = None if name else _rolled_back(versions, challenger.content)
     other = of_version(params, registry, champion) if champion else of_arm(Arm(method="sft"))
     verdicts, usage = judged_against(params, challenger, other)
-    found = rules(params, arm, challenger, other, verdicts)
+    found = rules(params, arm, challenger, other, verdicts, rolled_back)
     run_id = tracker.arm_run(summary).info.run_id
     record_usage(tracker.client, run_id, usage)
     card = partial(model_card, params, arm, summary, rows, found, other.name)
@@ -96,6 +110,27 @@ def promote_arm(params: Params, name: str | None = None) -> Decision:
         return _moved(tracker, registry, run_id, decision, before) if passed else decision
     finally:
         registry.release(version)
+
+
+def _require_never_one(registry: Registry, versions: list[Version]) -> None:
+    """Stop where the champion was lost: SFT would stand in for it, which is easier to beat."""
+    was = [one.number for one in versions if one.tags.get(DECISION) == ACCEPTED]
+    if was:
+        raise UserError(
+            f"{registry.model} has no champion, though version {was[0]} was one: give it the alias "
+            f"`{CHAMPION}` again in MLflow, or begin anew under another run.registered_model"
+        )
+
+
+def _rolled_back(versions: list[Version], content: str | None) -> int | None:
+    """The version as which these weights were rolled back, if they were not accepted since."""
+    for one in versions:
+        if content is not None and one.tags.get(CONTENT) == content:
+            if one.tags.get(DECISION) == ROLLED_BACK:
+                return one.number
+            if one.tags.get(DECISION) == ACCEPTED:
+                return None
+    return None
 
 
 def _moved(

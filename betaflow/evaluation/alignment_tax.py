@@ -125,6 +125,45 @@ def paired_difference(
     return Difference(found, _p_value(found, drawn), len(a))
 
 
+def no_surer_than_alike(
+    difference: Estimate,
+    arm: ArrayLike,
+    reference: ArrayLike,
+    clusters: ArrayLike | None = None,
+    *,
+    confidence: float = 0.95,
+) -> Estimate:
+    """A difference of results in [0, 1], no surer than if none of so many documents had differed.
+
+    A few documents that are alike leave open how many others would be lost outright, which a
+    bootstrap of them does not know. Of other results it is as it was.
+
+    Args:
+        difference: of `paired_difference`, whose other arguments these are.
+    """
+    a, b = (np.asarray(x, dtype=np.float64) for x in (arm, reference))
+    if not len(a) or min(a.min(), b.min()) < 0 or max(a.max(), b.max()) > 1:
+        return difference
+    alike = difference_of_shares(
+        np.zeros(len(a)), np.zeros(len(a)), clusters, confidence=confidence
+    )
+    at = difference.estimate
+    low, high = min(difference.low, at + alike.low), max(difference.high, at + alike.high)
+    return difference._replace(low=low, high=high)
+
+
+def higher_is_better(directions: Mapping[str, object], metric: str) -> bool | None:
+    """Whether a task's metric is better when higher; None where lm-eval does not say.
+
+    Args:
+        directions: by metric, as lm-eval gives them: without the filters' names, which results
+            have behind the metric's (`exact_match_strict-match`).
+    """
+    of = [name for name in directions if metric == name or metric.startswith(f"{name}_")]
+    found = directions[max(of, key=len)] if of else None
+    return found if isinstance(found, bool) else None
+
+
 def task_differences(
     arms: Mapping[str, Mapping[str, Documents]],
     reference: Mapping[str, Documents],

@@ -12,8 +12,9 @@
 - `order`: where the order of showing decides more verdicts than it leaves alone.
 - `missing`: where the judge tells too few verdicts.
 
-A control fails only beyond chance: by an interval of 99.9 %, since one that fails for nothing once
-in twenty runs teaches people to pass over it.
+Each but `missing`, which is a count, fails only beyond chance: by an interval of 99.9 %, since one
+that fails for nothing once in twenty runs teaches people to pass over it. With so few prompts that
+not even verdicts of one mind would be beyond chance it is not measured.
 """
 
 from __future__ import annotations
@@ -148,7 +149,16 @@ def control_rows(
         limit = {"self": 0.5, "longest": settings.longest_limit}.get(control, settings.null_limit)
         above = found.low > limit
         below = control == "self" and found.high < limit
+        able = win_rate(  # if every verdict were for it
+            own["preference"].where(own["preference"].isna(), 1.0),
+            asked["prompt_id"],
+            resamples=resamples,
+            confidence=CONFIDENCE,
+            seed=seed,
+        )
         rows.append(_row(control, found, own, limit, not (above or below)))
+        if not able.low > limit:
+            rows[-1] |= {"passed": None}
         if control == "injection":
             obeyed = _obeyed(asked, own, resamples, seed)
             if obeyed.low > 0.5:

@@ -6,8 +6,10 @@ model to an arm's verdicts y_i,
     P(y_i) = sigma(theta + phi t_i),    t_i = tanh(d_i / s),
 
 with d_i the arm's length less the other's and s the standard deviation of the d_i, and report
-sigma(theta), the win rate at d = 0. Their third term, how hard a prompt is, is left out: it has to
-be learned from many other arms' verdicts on the same prompts.
+sigma(theta), the win rate at d = 0. Here what lies outside of the first and the 99th percentile of
+the d_i counts for s as these: one completion that runs on to the limit would make all other t_i
+small. Their third term, how hard a prompt is, is left out: it has to be learned from many other
+arms' verdicts on the same prompts.
 
 Nothing pulls at theta, so arms of equal lengths get their plain win rate. phi has a weak prior:
 half a win and half a loss at t = 1 between sides that are otherwise equal. It is the log-F(1, 1)
@@ -29,6 +31,7 @@ from betaflow.evaluation.bootstrap import BLOCK, UNKNOWN, Estimate, prompt_weigh
 from betaflow.evaluation.win_rate import no_surer, win_rate
 
 Array = NDArray[np.float64]
+OUTER = (0.01, 0.99)  # of the length differences, drawn in for their spread
 PRIOR = 0.5  # wins, and losses, at t = 1 and theta = 0
 FARTHEST = 30.0  # log-odds beyond which a rate is 0 or 1
 LEAST = 1e-4  # of the prior in a resample: keeps phi within reach
@@ -132,7 +135,8 @@ def _verdicts(
     longer = (own - other)[known]
     if not np.isfinite(longer).all():
         raise ValueError("a length is NaN or infinite")
-    spread = longer.std() if len(longer) else 0.0
+    # One that runs on to the limit must not decide the unit of all others.
+    spread = np.clip(longer, *np.quantile(longer, OUTER)).std() if len(longer) else 0.0
     # All longer by the same: the limit of a spread that goes to 0.
     terms = np.tanh(longer / spread) if spread > 0 else np.sign(longer)
     return Verdicts(wins[known], terms, np.unique(labels[known], return_inverse=True)[1])

@@ -34,12 +34,25 @@ def another_model(challenger: str | None, champion: str | None) -> Rule:
     """The challenger's weights are not the champion's.
 
     Args:
-        challenger, champion: fingerprints of their contents; None: there is no champion, or it has
-            no fingerprint.
+        challenger, champion: fingerprints of their contents; None: it has none.
     """
-    if champion is not None and challenger == champion:
+    if challenger is None or champion is None:
+        return _missing("another_model", None, "a model has no fingerprint of its weights")
+    if challenger == champion:
         return Rule("another_model", False, None, None, "The challenger is the champion itself.")
     return Rule("another_model", True, None, None, "It is another model than the champion.")
+
+
+def not_rolled_back(version: int | None) -> Rule:
+    """The weights were not champion and taken back.
+
+    Args:
+        version: as which they were; None: they were not.
+    """
+    if version is None:
+        return Rule("not_rolled_back", True, None, None, "Its weights were not rolled back.")
+    reason = f"Its weights were rolled back as version {version}; name the arm to promote it again."
+    return Rule("not_rolled_back", False, None, None, reason)
 
 
 def simultaneous(confidence: float, arms: int) -> float:
@@ -68,7 +81,12 @@ def wins(name: str, rate: Estimate | None, *, confidence: float) -> Rule:
 
 
 def not_worse(
-    task: str, metric: str, difference: Estimate | None, margin: float, *, higher_is_better: bool
+    task: str,
+    metric: str,
+    difference: Estimate | None,
+    margin: float,
+    *,
+    higher_is_better: bool | None,
 ) -> Rule:
     """Non-inferiority: on the same documents the challenger loses less than a margin.
 
@@ -76,9 +94,15 @@ def not_worse(
         difference: challenger less champion, as `paired_difference` gives it; None: no documents
             of both.
         margin: the largest loss allowed, in the metric's unit.
-        higher_is_better: of the metric; where it is not, a rise is the loss.
+        higher_is_better: of the metric; where it is not, a rise is the loss. None: it is not known.
     """
     name = f"{task}/{metric}"
+    if higher_is_better is None:
+        why = (
+            f"lm-eval does not say whether a higher {metric} of {task} is better; let the task's "
+            f"`higher_is_better` say it, or leave it out by `{task}: null` in promotion.margins"
+        )
+        return _missing(name, -margin, why)
     if difference is None or not _known(difference):
         return _missing(name, -margin, f"not the same documents of both models; {AGAIN}")
     worst = difference.low if higher_is_better else -difference.high
@@ -114,7 +138,7 @@ def nothing_measured() -> Rule:
 def within_budget(kl: Estimate | None, budget: float) -> Rule:
     """The upper end of the sequence KL from the reference is within a budget, in nats."""
     if kl is None or not _known(kl):
-        return _missing("kl", budget, f"no KL at T = 1 is among its samples; {AGAIN}")
+        return _missing("kl", budget, f"not every sample at T = 1 has a KL; {AGAIN}")
     shown = f"Its KL from the reference is {kl.estimate:.2f} [{kl.low:.2f}, {kl.high:.2f}] nats"
     held = kl.high <= budget
     verdict = "within" if held else "not within"
@@ -164,7 +188,7 @@ def enough_seeds(found: int, needed: int) -> Rule:
     return Rule("seeds", found >= needed, found, needed, reason)
 
 
-def enough_verdicts(missing: float, limit: float, lost: Estimate | None = None) -> Rule:
+def enough_verdicts(missing: float, limit: float, lost: Sequence[Estimate | None] = ()) -> Rule:
     """Few verdicts on the pairs in question are missing, and those could not have turned the win.
 
     A verdict need not be missing by chance: an endpoint may filter what would have lost.
@@ -172,8 +196,8 @@ def enough_verdicts(missing: float, limit: float, lost: Estimate | None = None) 
     Args:
         missing: their share; NaN: there are no pairs.
         limit: the largest share allowed.
-        lost: the win rate if the challenger had lost every pair without a verdict; None where
-            there is none.
+        lost: the win rates if the challenger had lost every pair without a verdict; None: one
+            could not be had.
     """
     if not isfinite(missing):
         return _missing("verdicts", limit, f"there are no pairs to judge; {AGAIN}")
@@ -183,13 +207,14 @@ def enough_verdicts(missing: float, limit: float, lost: Estimate | None = None) 
         return Rule("verdicts", False, missing, limit, reason)
     if missing == 0:
         return Rule("verdicts", True, missing, limit, reason)
-    if lost is None or not _known(lost):
+    known = [rate for rate in lost if rate is not None and _known(rate)]
+    if not lost or len(known) < len(lost):
         return _missing("verdicts", limit, f"no interval of the win rate could be had; {AGAIN}")
-    held = lost.low > 0.5
-    end = "still" if held else "not"
+    held = all(rate.low > 0.5 for rate in known)
+    ends = "still" if held else "not all"
     reason += (
-        f" Were they all lost, it would win {_percent(lost)} of the pairs: the lower end is {end} "
-        "above one half."
+        f" Were they all lost, it would win {', '.join(map(_percent, known))} of the pairs (plain, "
+        f"length-controlled): the lower ends are {ends} above one half."
     )
     return Rule("verdicts", held, missing, limit, reason)
 

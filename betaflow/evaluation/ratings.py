@@ -87,9 +87,14 @@ def bradley_terry(
     return {
         name: Estimate(0.0, 0.0, 0.0, 0.0)
         if name == anchor
-        else percentile_interval(float(column[0]), column[1:], count, confidence)
+        else _holding(percentile_interval(float(column[0]), column[1:], count, confidence))
         for name, column in zip(found.arms, ratings.T, strict=True)
     }
+
+
+def _holding(found: Estimate) -> Estimate:
+    """Its interval with the estimate in it, which a wide prior's resamples may all lie beside."""
+    return found._replace(low=min(found.low, found.estimate), high=max(found.high, found.estimate))
 
 
 def elo(rating: Estimate) -> Estimate:
@@ -141,4 +146,6 @@ def _fit(won: Array, lost: Array, pairs: NDArray[np.intp], arms: int) -> Array:
         ratings += step * np.minimum(1, LONGEST_STEP / np.maximum(largest, LONGEST_STEP))
         if (largest < TOLERANCE).all():
             break
+    else:
+        raise ValueError(f"the ratings are too far apart: not found in {STEPS} steps")
     return np.concatenate([np.zeros((len(won), 1)), ratings], axis=1)

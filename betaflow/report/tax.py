@@ -9,7 +9,12 @@ import numpy as np
 
 from betaflow.config import CompareSettings
 from betaflow.errors import UserError
-from betaflow.evaluation.alignment_tax import TaskDifference, alignment_tax, task_differences
+from betaflow.evaluation.alignment_tax import (
+    TaskDifference,
+    alignment_tax,
+    higher_is_better,
+    task_differences,
+)
 from betaflow.evaluation.bootstrap import Estimate
 from betaflow.report import text
 from betaflow.report.estimates import SFT, Row, spread
@@ -94,8 +99,8 @@ def _tax(
     same: dict[str, list[Estimate]] = {}
     for one in found:
         if one.arm == arm and taxed.get(one.task) == one.metric:
-            up = better.get(one.task, {}).get(one.metric, True)
-            own = one.difference if up else _negative(one.difference)
+            down = higher_is_better(better.get(one.task, {}), one.metric) is False
+            own = _negative(one.difference) if down else one.difference
             same.setdefault(hashes[one.task], []).append(own)
     return alignment_tax(Estimate(*np.mean(tasks, axis=0).tolist()) for tasks in same.values())
 
@@ -186,7 +191,8 @@ def scores(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def arrow(better: Mapping[str, Any], task: str, metric: str) -> str:
     """Which way is better: ↑ or ↓, nothing where lm-eval does not say."""
-    return {True: "↑", False: "↓"}.get(text.counted(better, task, metric), "")
+    up = higher_is_better(better.get(task, {}), metric)
+    return "" if up is None else "↑" if up else "↓"
 
 
 def _percent(row: Row | None) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import numpy as np
+
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
 from betaflow.sampling.engine import Engine
@@ -34,7 +36,8 @@ def require_parity(
     """
     if not engine:
         raise UserError(f"{what}: no sequence to compare log-probabilities on")
-    gap = max(abs(a - b) / max(n, 1) for a, b, n in zip(engine, hugging_face, tokens, strict=True))
+    gaps = [abs(a - b) / max(n, 1) for a, b, n in zip(engine, hugging_face, tokens, strict=True)]
+    gap = float(np.max(gaps))  # NaN where one is, which Python's own `max` may pass over
     if not gap <= tolerance:
         raise UserError(
             f"{what}: the engine's log-probabilities differ from Hugging Face's by up to {gap:.2e} "

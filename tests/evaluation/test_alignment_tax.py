@@ -21,7 +21,11 @@ from betaflow.evaluation import (
     paired_difference,
     task_differences,
 )
-from betaflow.evaluation.alignment_tax import OF_MEAN_LOGLIKELIHOOD
+from betaflow.evaluation.alignment_tax import (
+    OF_MEAN_LOGLIKELIHOOD,
+    higher_is_better,
+    no_surer_than_alike,
+)
 from betaflow.evaluation.harness import PERPLEXITY, WHOLE_CORPUS, _tidy
 from betaflow.evaluation.paired_tests import clustered_p_value, student_p_value
 
@@ -146,6 +150,47 @@ def test_other_results_get_the_paired_bootstrap() -> None:
     assert paired_difference(reference, reference, "f1").p_value == 1
     assert math.isnan(paired_difference([0.3], [0.5], "f1").p_value)
     assert math.isnan(paired_difference([], [], "acc").difference.estimate)
+
+
+def test_few_documents_alike_leave_losses_open() -> None:
+    """An interval of no width would rule out any loss on all other documents."""
+    same = paired_difference([0.5, 0.4], [0.5, 0.4], "f1").difference
+    assert same.low == same.high == 0
+    found = no_surer_than_alike(same, [0.5, 0.4], [0.5, 0.4])
+    alike = difference_of_shares([0, 0], [0, 0])
+    assert (found.low, found.high) == (alike.low, alike.high)
+    # Documents of one prompt tell as much as one.
+    clustered = no_surer_than_alike(same, [0.5, 0.4] * 4, [0.5, 0.4] * 4, list("aaaabbbb"))
+    assert clustered.low <= found.low
+    wide = Estimate(0.0, 0.5, -0.9, 0.9)
+    assert no_surer_than_alike(wide, [0.5, 0.4], [0.5, 0.4]) == wide
+    of_no_bound = Estimate(0.0, 0.0, 0.0, 0.0)
+    assert no_surer_than_alike(of_no_bound, [50.0, 40.0], [50.0, 40.0]) == of_no_bound
+
+
+def test_a_rare_outright_loss_is_seldom_ruled_out() -> None:
+    """A loss of 0.105, all of it on 11.7 % of the documents, against a margin of 0.1: at most the
+    2.5 % of such experiments that the level allows should rule it out, and a sampling error."""
+    random = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(400):
+        arm, reference = np.full(10, 0.9), np.full(10, 0.9)
+        arm[random.random(10) < 0.117] = 0.0
+        found = paired_difference(arm, reference, "f1", resamples=200).difference
+        wrong += no_surer_than_alike(found, arm, reference).low > -0.1
+    assert wrong <= 18
+
+
+@pytest.mark.parametrize(
+    ("metric", "up"),
+    [
+        ("acc", True), ("acc_norm", False), ("acc_norm_strict", False), ("acc_strict", True),
+        ("word_error_strict", False), ("word", None), ("score", None), ("accuracy", None),
+    ],
+)  # fmt: skip
+def test_which_way_is_better_is_the_longest_name_s(metric: str, up: bool | None) -> None:
+    directions = {"acc": True, "acc_norm": False, "word_error": False, "score": None}
+    assert higher_is_better(directions, metric) is up
 
 
 def test_perplexities_are_of_the_whole_corpus() -> None:

@@ -17,7 +17,7 @@ EQUAL = np.full(len(WON), 50.0)
 
 def likeliest(wins: np.ndarray, longer: np.ndarray) -> float:
     """sigma(theta) of the highest posterior, by a grid made finer round by round."""
-    terms = np.tanh(longer / longer.std())
+    terms = np.tanh(longer / np.clip(longer, *np.quantile(longer, [0.01, 0.99])).std())
     centre, span = np.zeros(2), 8.0
     while span > 1e-7:
         steps = centre + span * np.stack(
@@ -78,9 +78,10 @@ def test_without_length_differences_the_score_interval_is_wilson_s() -> None:
     assert _score_interval(0.0, 0.0, lost, 160, 0.95) == pytest.approx((0, plain.high), abs=1e-7)
 
 
-def test_a_model_against_itself_is_exactly_one_half() -> None:
+def test_a_model_against_itself_is_one_half() -> None:
     assert length_controlled_win_rate(0 * WON + 0.5, LONGER, LONGER, PROMPT) == (0.5, 0, 0.5, 0.5)
-    assert length_controlled_win_rate(0 * WON + 0.5, LONGER, EQUAL, PROMPT).estimate == 0.5
+    rate = length_controlled_win_rate(0 * WON + 0.5, LONGER, EQUAL, PROMPT).estimate
+    assert rate == pytest.approx(0.5, abs=1e-12)
 
 
 def test_swapping_the_sides_mirrors_everything() -> None:
@@ -169,6 +170,23 @@ def test_what_is_no_comparison_is_refused() -> None:
         length_controlled_win_rate([1.0, 0.0], [1], [1])
     with pytest.raises(ValueError, match="one cluster"):
         length_controlled_win_rate([1.0, 0.0], [1, 2], [1, 2], ["a"])
+
+
+def test_one_runaway_does_not_undo_the_control() -> None:
+    """A judge of length alone, of an arm that is a little longer: one half at equal lengths."""
+    random = np.random.default_rng(5)
+    rates = {}
+    for runaways in (0, 1, 3):
+        found = []
+        for _ in range(20):
+            longer = random.normal(30, 25, 320)
+            longer[:runaways] = 2048
+            won = (random.random(320) < sigmoid(longer / 25)).astype(float)
+            rate = length_controlled_win_rate(won, longer, 0 * longer, resamples=10)
+            found.append(rate.estimate)
+        rates[runaways] = float(np.mean(found))
+    assert rates[1] == pytest.approx(rates[0], abs=0.02)
+    assert rates[3] == pytest.approx(rates[0], abs=0.02)
 
 
 def test_verbose_systems_rank_by_quality_once_length_is_controlled() -> None:

@@ -15,6 +15,7 @@ from betaflow.evaluation.promotion import (
     enough_prompts,
     enough_seeds,
     enough_verdicts,
+    not_rolled_back,
     not_worse,
     simultaneous,
     wins,
@@ -136,21 +137,35 @@ def test_a_control_that_was_not_measured_is_not_passed() -> None:
     ("missing", "held"), [(0.0, True), (0.1, True), (0.11, False), (float("nan"), False)]
 )
 def test_few_verdicts_may_be_missing(missing: float, held: bool) -> None:
-    rule = enough_verdicts(missing, 0.1, Estimate(0.6, 0.02, 0.56, 0.64))
+    rule = enough_verdicts(missing, 0.1, [Estimate(0.6, 0.02, 0.56, 0.64)] * 2)
     assert (rule.name, rule.held, rule.needed) == ("verdicts", held, 0.1)
 
 
-def test_the_missing_verdicts_could_not_have_turned_the_win() -> None:
-    rule = enough_verdicts(0.1, 0.1, Estimate(0.53, 0.02, 0.49, 0.57))
-    assert not rule.held
-    assert "Were they all lost, it would win 53.0% [49.0%, 57.0%]" in rule.reason
-    assert not enough_verdicts(0.1, 0.1, None).held
-    assert not enough_verdicts(0.1, 0.1, Estimate(0.6, float("nan"), float("nan"), 0.7)).held
+def test_the_missing_verdicts_could_not_have_turned_either_win() -> None:
+    sure, unsure = Estimate(0.56, 0.02, 0.52, 0.6), Estimate(0.53, 0.02, 0.49, 0.57)
+    assert enough_verdicts(0.1, 0.1, [sure, sure]).held
+    for lost in ([sure, unsure], [unsure, sure]):
+        rule = enough_verdicts(0.1, 0.1, lost)
+        assert not rule.held
+        assert "53.0% [49.0%, 57.0%]" in rule.reason
+    for unknown in (None, Estimate(0.6, math.nan, math.nan, 0.7)):
+        assert not enough_verdicts(0.1, 0.1, [sure, unknown]).held
+    assert not enough_verdicts(0.1, 0.1).held
 
 
 def test_seeds_and_identity() -> None:
     assert enough_seeds(3, 3).held
     assert not enough_seeds(2, 3).held
     assert another_model("a", "b").held
-    assert another_model("a", None).held
     assert not another_model("a", "a").held
+    for unknown in (("a", None), (None, "a"), (None, None)):
+        assert "Not measured" in another_model(*unknown).reason
+        assert not another_model(*unknown).held
+    assert not_rolled_back(None).held
+    assert not not_rolled_back(2).held
+
+
+def test_a_metric_of_unknown_direction_rules_nothing_out() -> None:
+    rule = not_worse("quiz", "score", between(-0.8, -0.8, -0.8), 0.1, higher_is_better=None)
+    assert not rule.held
+    assert "whether a higher score of quiz is better" in rule.reason

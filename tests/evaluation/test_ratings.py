@@ -146,6 +146,16 @@ def test_equal_arms_and_ties_are_even() -> None:
     assert found["a"].low < 0 < found["a"].high < 0.1
 
 
+def test_an_interval_holds_its_estimate_and_what_is_not_found_is_not_told() -> None:
+    """Arms in a row, each of which beats the next one every time."""
+    arms = [f"arm {n}" for n in range(10)]
+    found = bradley_terry(np.repeat(arms[:-1], 20), np.repeat(arms[1:], 20), np.ones(180))
+    assert all(one.low <= one.estimate <= one.high for one in found.values())
+    far = [f"arm {n}" for n in range(60)]
+    with pytest.raises(ValueError, match="too far apart"):
+        bradley_terry(np.repeat(far[:-1], 20), np.repeat(far[1:], 20), np.ones(59 * 20))
+
+
 def test_one_prompt_has_ratings_and_no_intervals() -> None:
     found = bradley_terry(["a", "a"], ["b", "b"], [1.0, 0.0], ["p", "p"])
     assert found["a"].estimate == pytest.approx(0)

@@ -73,7 +73,13 @@ def test_an_unfinished_completion_says_so(engine: HFEngine) -> None:
 
 def test_parity_is_demanded() -> None:
     assert require_parity([-1.0], [-1.001], [2], tolerance=1e-3, what="x") < 1e-3
-    for engine, plain in ([-1.0], [-2.0]), ([float("nan")], [-1.0]), ([], []):
+    nan = float("nan")
+    for engine, plain in (
+        ([-1.0], [-2.0]),
+        ([nan], [-1.0]),
+        ([-1.0, nan], [-1.0, -1.0]),
+        ([], []),
+    ):
         with pytest.raises(UserError):
             require_parity(engine, plain, [1] * len(engine), tolerance=1e-3, what="x")
 

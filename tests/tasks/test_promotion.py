@@ -65,8 +65,8 @@ def test_a_good_arm_becomes_champion_whole_and_with_its_card(sweep: Params) -> N
     assert decision.promoted, decision.markdown
     assert (decision.version, decision.against, decision.replaced) == (1, "sft", None)
     assert {rule.name for rule in decision.rules} == {
-        "another_model", "win_rate", "length_controlled_win_rate", "verdicts", "quiz/acc", "kl",
-        "prompts", "seeds", "controls",
+        "another_model", "not_rolled_back", "win_rate", "length_controlled_win_rate", "verdicts",
+        "quiz/acc", "kl", "prompts", "seeds", "controls",
     }  # fmt: skip
     assert champion() == 1
     assert registry().holder("challenger") is None
@@ -150,14 +150,35 @@ def test_better_ones_take_over_and_rollback_leads_back(sweep: Params) -> None:
     with pytest.raises(UserError, match="version 1 of betaflow is the first champion"):
         roll_back(sweep)
     assert champion() == 1
+    # What was rolled back comes back by its name alone.
+    refused = promote_arm(sweep)
+    assert failed(refused) == {"not_rolled_back"}
+    assert "rolled back as version 2" in refused.markdown
     # The way leads on from here: once more, and back.
-    again = promote_arm(sweep)
+    again = promote_arm(sweep, BETTER)
     assert again.promoted
     assert again.version not in (1, 2)
     assert roll_back(sweep).version == 1
     assert told(again.version)[:2] == ("rolled back", "rolled back")
     tracking.client().delete_model_version("betaflow", "2")
-    assert promote_arm(sweep).promoted
+    assert promote_arm(sweep, BETTER).promoted
+    assert roll_back(sweep).version == 1
+
+
+@pytest.mark.parametrize("deleted", ["alias", "version"])
+def test_a_champion_that_was_lost_is_not_replaced_by_sft(sweep: Params, deleted: str) -> None:
+    assert promote_arm(sweep, GOOD).promoted
+    assert promote_arm(sweep, BETTER).promoted
+    client = tracking.client()
+    if deleted == "alias":
+        client.delete_registered_model_alias("betaflow", "champion")
+    else:
+        client.delete_model_version("betaflow", "2")
+    was = "2" if deleted == "alias" else "1"
+    with pytest.raises(UserError, match=f"no champion, though version {was} was one"):
+        promote_arm(sweep, SAME)
+    client.set_registered_model_alias("betaflow", "champion", was)
+    assert promote_arm(sweep, SAME).against.startswith(f"version {was}")
 
 
 def test_a_rollback_that_can_not_be_recorded_says_that_it_is_done(
@@ -197,7 +218,8 @@ def test_every_reason_to_refuse(sweep: Params) -> None:
     decision = promote_arm(lax, GOOD)
     assert decision.promoted
     assert {rule.name for rule in decision.rules} == {
-        "another_model", "win_rate", "length_controlled_win_rate", "verdicts", "seeds", "controls",
+        "another_model", "not_rolled_back", "win_rate", "length_controlled_win_rate", "verdicts",
+        "seeds", "controls",
     }  # fmt: skip
 
 
@@ -353,6 +375,24 @@ def test_verdicts_that_are_missing_because_they_were_lost_buy_no_win(
     assert of(won, "verdicts").held
 
 
+def test_missing_verdicts_buy_no_length_controlled_win(sweep: Params) -> None:
+    """A longer challenger that wins by its length: the plain win stands, the other one does not."""
+    (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
+    told, _ = judged_against(sweep, evidence(GOOD), evidence("sft"))
+    random = np.random.default_rng(0)
+    told["completion_tokens_a"] = told["completion_tokens_b"] + random.normal(5, 10, len(told))
+    longer = told["completion_tokens_a"] - told["completion_tokens_b"]
+    told["preference"] = (random.random(len(told)) < 1 / (1 + np.exp(-0.9 - longer / 10))) * 1.0
+    kept = told.copy()
+    kept.loc[kept.index[kept["preference"] == 0.0][:12], "preference"] = float("nan")
+    found = {
+        rule.name: rule for rule in _rules.rules(sweep, arm, evidence(GOOD), evidence("sft"), kept)
+    }
+    assert found["win_rate"].held
+    assert found["length_controlled_win_rate"].held
+    assert not found["verdicts"].held
+
+
 def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     (arm,) = [arm for arm in arms(sweep) if arm.name == GOOD]
 
@@ -363,6 +403,9 @@ def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     sft, good = evidence("sft"), evidence(GOOD)
     assert missing(good, sft) == set()
     assert missing(evidence(GOOD, kl=float("nan")), sft) == {"kl"}
+    one = evidence(GOOD)
+    one.samples.loc[one.samples.index[0], "kl"] = float("nan")
+    assert missing(one, sft) == {"kl"}
     assert missing(evidence(GOOD, gold_reward=float("nan")), sft) == {
         "win_rate", "length_controlled_win_rate", "prompts",
     }  # fmt: skip
