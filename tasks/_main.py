@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -17,8 +18,14 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a stage. Exit 2 with a message on a `UserError`, 128 + n on signal n."""
+def run(main: Callable[[], None], *, parses: bool = False) -> None:
+    """Run a stage. Exit 2 with a message on a `UserError`, 128 + n on signal n.
+
+    Args:
+        parses: `main` reads the command line. Else nothing may be there but `--help`.
+    """
+    if not parses:
+        argparse.ArgumentParser(description=sys.modules["__main__"].__doc__).parse_args()
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

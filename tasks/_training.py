@@ -31,7 +31,7 @@ def finish(
     phases: dict[str, float] | None = None,
     tables: Mapping[str, Table] | None = None,
 ) -> None:
-    """Write a trained model with its metrics whole, log the end, and clear its checkpoints.
+    """Write a trained model with its metrics whole, and log the end. Its checkpoints stay.
 
     `train_flops` are those the rows count, or else three forward passes of every token
     (Kaplan et al. 2020): a forward one, and a backward one that takes two.

@@ -68,4 +68,4 @@ def tell(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parses=True)

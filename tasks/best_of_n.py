@@ -72,4 +72,4 @@ def chosen(params: Params, scorer: str, n: int) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parses=True)

@@ -165,4 +165,4 @@ def _rollouts(params: Params, models: Models, tokenizer: Any) -> tuple[Any, Any]
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parses=True)

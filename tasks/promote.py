@@ -180,3 +180,7 @@ def _compared(arm: Arm, summary: Mapping[str, Any]) -> list[Row]:
     if compared["fingerprints"][arm.name] != summary["fingerprint"]:
         raise UserError(f"{arm.name} was trained again after the comparison; run `make align`")
     return [row for row in compared["rows"] if row["arm"] == arm.name]
+
+
+if __name__ == "__main__":
+    raise SystemExit("use `make promote`, or `python -m flows.promote` (with `--help`)")

@@ -43,3 +43,7 @@ def roll_back(params: Params) -> Rollback:
             "again, which would go further back"
         ) from None  # its cause may tell the registry's address with a password
     return done
+
+
+if __name__ == "__main__":
+    raise SystemExit("use `make rollback`, or `python -m flows.rollback` (with `--help`)")

@@ -146,4 +146,4 @@ def _score(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parses=True)

@@ -23,4 +23,4 @@ def main(arguments: argparse.Namespace | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parses=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from betaflow.config import Params
@@ -35,3 +40,26 @@ def test_only_a_model_can_be_sampled_and_benchmarked(
         monkeypatch.setattr("sys.argv", ["stage", "--arm", name])
         with pytest.raises(UserError, match=f"no arm '{name}' with a model"):
             model_argument("about", params)
+
+
+def test_help_of_a_stage_without_arguments_tells_about_it_and_runs_nothing(
+    tmp_path: Path, repository: Path
+) -> None:
+    left = tmp_path / "out/dpo/dpo-of-an-older-sweep"
+    left.mkdir(parents=True)
+    (tmp_path / "params.yaml").symlink_to(repository / "params.yaml")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tasks.arms", *words]
+        environment = os.environ | {"PYTHONPATH": str(repository)}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    told = run("--help")
+    assert told.returncode == 0
+    assert "Stage `arms`" in told.stdout
+    assert run("--nonsense").returncode == 2
+    assert left.exists()
+    assert run().returncode == 0
+    assert not left.exists()
