@@ -22,7 +22,7 @@ from betaflow.io import LOCAL, read_json, write_json
 from betaflow.report.estimates import SFT
 from betaflow.report.inputs import read_table
 from tasks._inputs import fingerprint, stage_code
-from tasks._registry import CONTENT, FOLDER, MODEL, TAG, Registry, Version
+from tasks._registry import CONTENT, EVIDENCE, FOLDER, MODEL, TAG, Registry, Version
 
 PARTS = {"samples": "samples.parquet", "benchmark": "benchmark.json"}
 # Of a model folder: what `from_pretrained` reads, and none of the tables that stages put beside it.
@@ -114,8 +114,11 @@ def write(found: Evidence, params: Params, folder: Path) -> None:
 def of_version(params: Params, registry: Registry, version: Version) -> Evidence:
     """The evidence of a registered version, made anew as far as its inputs changed since.
 
+    All of it is where the files are not those that were registered.
+
     Raises:
-        UserError: it can't be made anew: another tokenizer than this sweep's, or the engine failed.
+        UserError: it can't be made anew: other weights than were registered, another tokenizer than
+            this sweep's, or the engine failed.
     """
     name = f"version {version.number}"
     if arm := version.tags.get(f"{TAG}arm"):
@@ -124,14 +127,21 @@ def of_version(params: Params, registry: Registry, version: Version) -> Evidence
     with tempfile.TemporaryDirectory(dir=LOCAL / "tmp") as place:
         here = Path(place).resolve()
         kept = registry.download(version.number, FOLDER, here)
-        made_of = read_json(kept / "inputs.json") if kept else {}
+        whole = kept is not None and fingerprint([kept], None) == version.tags.get(EVIDENCE)
+        made_of = read_json(kept / "inputs.json") if kept and whole else {}
         now = inputs(params)
         old = [part for part in PARTS if made_of.get(part) != now[part]]
         if kept is None:
             kept = here
         if old:
-            print(f"{name}: its {' and '.join(old)} are of other inputs; made anew", flush=True)
+            why = "are of other inputs" if whole else "are not what was registered"
+            print(f"{name}: its {' and '.join(old)} {why}; made anew", flush=True)
             folder = registry.download(version.number, MODEL, here)
+            if folder is not None and content(folder) != version.tags.get(CONTENT):
+                raise UserError(
+                    f"the champion, {name}, has other weights by now than were registered; find "
+                    "out why, or go back to the champion before (`make rollback`)"
+                )
             _require_same_tokenizer(folder, name)
             for part in old:
                 _make(part, folder, kept / PARTS[part])

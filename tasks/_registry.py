@@ -20,6 +20,7 @@ from tasks._claim import claimed
 
 TAG = "betaflow."
 CONTENT = TAG + "content"  # a fingerprint of its weights
+EVIDENCE = TAG + "evidence"  # a fingerprint of what it was judged by
 REPLACES = TAG + "replaces"  # the champion's number before; empty: there was none
 IN_USE = TAG + "in_use"  # of a version that a promotion is judging
 CHAMPION, CHALLENGER = "champion", "challenger"

@@ -13,7 +13,8 @@ from typing import Any
 from betaflow.config import Arm, Params
 from betaflow.io import LOCAL
 from tasks._evidence import Evidence, inputs, model_files, write
-from tasks._registry import CONTENT, FOLDER, IN_USE, REPLACES, TAG, Registry
+from tasks._inputs import fingerprint
+from tasks._registry import CONTENT, EVIDENCE, FOLDER, IN_USE, REPLACES, TAG, Registry
 
 CARD = "README.md"
 LOGGED = "models:/"  # what the address of a logged model begins with, before its id
@@ -51,6 +52,7 @@ def register(
             return same
         (evidence := Path(place, FOLDER)).mkdir()
         write(found, params, evidence)
+        kept = {EVIDENCE: fingerprint([evidence], None)}
         logged = _log_weights(params, arm, run_id, summary, Path(place))
         _log_card(registry, LOGGED + logged.model_id, card, Path(place))
         registry.client.log_model_artifacts(logged.model_id, str(evidence), FOLDER)
@@ -59,7 +61,7 @@ def register(
         registry.model,
         logged.model_uri,
         run_id,
-        tags=tags | {IN_USE: "true"},
+        tags=tags | kept | {IN_USE: "true"},
         model_id=logged.model_id,
     )
     return int(version.version)

@@ -585,6 +585,27 @@ def test_a_champion_of_other_inputs_is_sampled_anew(
         of_version(params, registry(), version)
 
 
+def test_what_was_changed_in_the_store_is_not_believed(
+    sweep: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote_arm(sweep, GOOD).promoted
+    version = registry().holder("champion")
+    assert version is not None
+    (table,) = [path for path in Path.cwd().rglob("evaluation/samples.parquet")]
+    worse = pd.read_parquet(table)
+    worse["gold_reward"] -= 10
+    worse.to_parquet(table, index=False)
+    with pytest.raises(UserError, match="could not be made anew"):  # without out/reward
+        of_version(sweep, registry(), version)
+    assert "its samples and benchmark are not what was registered; made anew" in (
+        capsys.readouterr().out
+    )
+    (weights,) = [p for p in Path.cwd().rglob("model/model.safetensors") if "out" not in p.parts]
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(UserError, match="has other weights by now than were registered"):
+        of_version(sweep, registry(), version)
+
+
 def test_evidence_is_of_the_code_that_made_it(sweep: Params, repository: Path) -> None:
     """An old champion's gold rewards and a challenger's by other code can't be paired."""
     Path("betaflow").unlink()
