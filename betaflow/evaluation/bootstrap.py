@@ -62,17 +62,17 @@ def mean_interval(
     if count == 1:
         return UNKNOWN._replace(estimate=estimate)
     totals, numbers = resampled_sums([sums, sizes], resamples, seed).T
-    return percentile_interval(estimate, totals / numbers, count, confidence)
+    return percentile_interval(estimate, totals / numbers, effective_clusters(sizes), confidence)
 
 
 def percentile_interval(
-    estimate: float, resampled: NDArray[np.float64], clusters: int, confidence: float
+    estimate: float, resampled: NDArray[np.float64], clusters: float, confidence: float
 ) -> Estimate:
     """The expanded percentile interval of any statistic, from its values on resamples.
 
     Args:
         resampled: (resamples,) values.
-        clusters: how many were drawn again in each.
+        clusters: how many were drawn again in each; of unequal ones `effective_clusters`.
 
     Returns:
         NaN beside the estimate for a single cluster, or where a value is not finite.
@@ -84,6 +84,19 @@ def percentile_interval(
     tail = NormalDist().cdf(-quantile * widening)
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Estimate(estimate, float(resampled.std(ddof=1) * widening), float(low), float(high))
+
+
+def effective_clusters(sizes: ArrayLike) -> float:
+    """How many clusters of equal size are as many: (sum n)^2 / sum n^2 (Kish 1965), 2 at least.
+
+    A few large clusters among small ones make an estimate by themselves: their number, and not that
+    of all, says how surely its spread is known.
+
+    Args:
+        sizes: (clusters,) values of each, two clusters or more.
+    """
+    n = np.asarray(sizes, dtype=np.float64)
+    return max(2.0, float(n.sum() ** 2 / (n**2).sum()))
 
 
 def cluster_sums(
@@ -152,7 +165,7 @@ def resampled_sums(
     return np.concatenate(found)
 
 
-def student_quantile(probability: float, freedom: int) -> float:
+def student_quantile(probability: float, freedom: float) -> float:
     """Student's t quantile by Cornish-Fisher (Abramowitz and Stegun 26.7.5).
 
     Right to 1 % from 4 degrees of freedom up, too small below; saves a dependency on scipy.

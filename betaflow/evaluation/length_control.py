@@ -27,7 +27,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from betaflow.evaluation.bootstrap import BLOCK, UNKNOWN, Estimate, prompt_weights
+from betaflow.evaluation.bootstrap import (
+    BLOCK,
+    UNKNOWN,
+    Estimate,
+    effective_clusters,
+    prompt_weights,
+    student_quantile,
+)
 from betaflow.evaluation.win_rate import no_surer, win_rate
 
 Array = NDArray[np.float64]
@@ -183,17 +190,20 @@ def _score_interval(
     rate: float, error: float, verdicts: Verdicts, clusters: int, confidence: float
 ) -> tuple[float, float]:
     """Ends, as rates, of the thetas with score^2 <= z^2 * design effect * information."""
+    few = effective_clusters(np.bincount(verdicts.cluster))
     decided = rate in (0.0, 1.0)
     theta = FARTHEST * (2 * rate - 1) if decided else log(rate / (1 - rate))
     _, information, phi = _score(np.full(2, theta), np.zeros(2), verdicts)
     if decided:
-        effect = len(verdicts.wins) / clusters
+        effect = len(verdicts.wins) / few
     else:
         independent = rate * (1 - rate) / sqrt(information[0])  # the error of 0/1 verdicts, alone
         chance = _sigmoid(theta + phi[0] * verdicts.terms)
         hard = 1 - (verdicts.wins @ (1 - verdicts.wins)) / (chance @ (1 - chance))
         effect = max((error / independent) ** 2, hard)
-    limit = NormalDist().inv_cdf((1 + confidence) / 2) ** 2 * effect
+    level = (1 + confidence) / 2
+    unequal = student_quantile(level, few - 1) / student_quantile(level, clusters - 1)
+    limit = (NormalDist().inv_cdf(level) * unequal) ** 2 * effect
     inside, outside = np.full(2, theta), np.array([-FARTHEST, FARTHEST])
     for _ in range(HALVINGS):
         middle = (inside + outside) / 2

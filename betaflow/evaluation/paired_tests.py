@@ -9,7 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from betaflow.evaluation.bootstrap import UNKNOWN, Estimate, design_effect, student_quantile
+from betaflow.evaluation.bootstrap import (
+    UNKNOWN,
+    Estimate,
+    cluster_sums,
+    design_effect,
+    effective_clusters,
+    student_quantile,
+)
 
 Array = NDArray[np.float64]
 
@@ -106,10 +113,10 @@ def difference_of_shares(
     difference = (gained - lost) / n
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     if clusters is not None:
-        count = len(np.unique(np.asarray(clusters)))
-        if count == 1:
+        _, sizes = cluster_sums(a, clusters)
+        if len(sizes) == 1:
             return UNKNOWN._replace(estimate=difference)
-        z = student_quantile((1 + confidence) / 2, count - 1)
+        z = student_quantile((1 + confidence) / 2, effective_clusters(sizes) - 1)
     effect = design_effect(a - b, clusters)
     error = sqrt((gained + lost - (gained - lost) ** 2 / n) * effect) / n
     high = _tango_high(gained / effect, lost / effect, n / effect, z)

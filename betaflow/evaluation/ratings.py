@@ -20,7 +20,7 @@ from math import log
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from betaflow.evaluation.bootstrap import Estimate, percentile_interval
+from betaflow.evaluation.bootstrap import Estimate, effective_clusters, percentile_interval
 from betaflow.evaluation.pairwise import paired
 
 Array = NDArray[np.float64]
@@ -76,6 +76,7 @@ def bradley_terry(
     opponents = np.bincount(pairs.ravel(), minlength=arms)
     prior = PRIOR / opponents[pairs].min(axis=1)
 
+    effective = effective_clusters(verdicts.sum(axis=1)) if count > 1 else count
     weights, extra = _bayesian_weights(count, prior, resamples, seed)
     won = np.concatenate([[wins.sum(axis=0) + prior], weights @ wins + extra[0]])
     lost = np.concatenate(
@@ -87,7 +88,7 @@ def bradley_terry(
     return {
         name: Estimate(0.0, 0.0, 0.0, 0.0)
         if name == anchor
-        else _holding(percentile_interval(float(column[0]), column[1:], count, confidence))
+        else _holding(percentile_interval(float(column[0]), column[1:], effective, confidence))
         for name, column in zip(found.arms, ratings.T, strict=True)
     }
 
