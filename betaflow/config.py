@@ -384,6 +384,11 @@ class PPOTraining(OptimisationSettings):
     def _minibatches_fit(self) -> PPOTraining:
         if self.minibatches > self.batch_size:
             raise ValueError(f"`minibatches` is more than the {self.batch_size} of `batch_size`")
+        if self.kl_horizon < self.batch_size:
+            raise ValueError(
+                f"`kl_horizon` is less than the {self.batch_size} episodes of `batch_size`: the "
+                "coefficient would leap, and could end below 0"
+            )
         if self.reuse_scoring and self.minibatches > 1:
             raise ValueError("`reuse_scoring` needs `minibatches: 1`; set it to false")
         return self

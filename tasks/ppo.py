@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from betaflow.config import Arm, Params, UnlabelledArm, load_params
+from betaflow.config import Arm, Params, PPOTraining, UnlabelledArm, load_params
 from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
 from betaflow.policy.flops import forward_flops
@@ -75,7 +75,7 @@ def train(
     about = {"arm": arm.name, **point, "fingerprint": identity, "settings": kept}
     model_score, cost = _model_score(params, tokenizer, reward_model)
     score = model_score if arm.method == "ppo" else _gold_score(tokenizer)
-    drawer = HFEngine(models.reference, tokenizer, settings.batch_size)
+    drawer = HFEngine(models.reference, tokenizer, _together(settings))
     critic_scale = reference_scale(model_score, drawer, prompts, settings, seed=arm.seed)
     scale = critic_scale
     if score is not model_score:
@@ -143,11 +143,16 @@ def _gold_score(tokenizer: Any) -> Score:
     return score
 
 
+def _together(settings: PPOTraining) -> int:
+    """Episodes that the `hf` engine draws at once, whose keys and values are all in memory."""
+    return min(settings.batch_size, 4 * settings.micro_batch_size)
+
+
 def _rollouts(params: Params, models: Models, tokenizer: Any) -> tuple[Any, Any]:
     """The engine that draws the episodes, and what gives it the policy's weights."""
     settings = params.ppo.training
     if settings.engine == "hf":
-        return HFEngine(models.policy, tokenizer, settings.batch_size), None
+        return HFEngine(models.policy, tokenizer, _together(settings)), None
     from betaflow.sampling.handover import hand_over
 
     engine = open_engine(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from betaflow.config import Params, arms, parse_params
 from betaflow.io import write_json, write_jsonl
 
-GOOD, BETTER, SAME = (f"dpo-b{beta}-lr0.0003-s0" for beta in (0.1, 0.3, 1.0))
+GOOD, BETTER, SAME = (f"dpo-b{beta}-lr0.0005-s0" for beta in (0.1, 0.3, 1.0))
 QUALITY = {"sft": 0.0, GOOD: 2.0, BETTER: 4.0, SAME: 4.0}  # SAME: no better than BETTER
 PROMPTS = 60
 

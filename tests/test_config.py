@@ -76,7 +76,7 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("pairs.source", "human", "the embedded world has no human pairs"),
         ("pairs.truncation", "keep_middle", "pairs.truncation: Input should be 'drop', 'keep_"),
         ("pairs.truncation", "keep_end", "pairs: `truncation` is of human pairs"),
-        ("pairs.pairs_per_prompt", 7, "pairs: 4 samples make 6 pairs at most"),
+        ("pairs.pairs_per_prompt", 16, "pairs: 6 samples make 15 pairs at most"),
         ("model.scratch.heads", 3, "model.scratch: `hidden` must be"),
         ("model.scratch.hidden", 64, "vLLM's attention on a CPU"),
         ("dpo.grid.method", ["ppo"], "dpo.grid.method.0:"),
@@ -84,6 +84,11 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("ppo.grid.method", [], "ppo.grid.method: must list at least one value"),
         ("ppo.training.critic_warmup", 40, "`critic_warmup` must be below the 40 `iterations`"),
         ("ppo.training.minibatches", 2, "`reuse_scoring` needs `minibatches: 1`"),
+        (
+            "ppo.training.kl_horizon",
+            95,
+            "`kl_horizon` is less than the 96 episodes of `batch_size`",
+        ),
         ("ppo.training.minibatches", 97, "`minibatches` is more than the 96 of `batch_size`"),
         ("unlikelihood.grid.alpha", [-0.1], "unlikelihood.grid.alpha.0:"),
         ("unlikelihood.grid.alpha", [0, 0.0], "unlikelihood.grid: `alpha` lists a value twice"),
@@ -296,8 +301,8 @@ def test_alpha_0_is_preferred_ft_and_an_empty_list_leaves_a_method_out(
     put(values, "optimum.samples", 32)
     sweep = arms(parse_params(values))
     assert [(arm.method, arm.name) for arm in sweep if arm.stage == "unlikelihood"] == [
-        ("preferred_ft", "unlikelihood-a0-lr0.0003-s0"),
-        ("unlikelihood", "unlikelihood-a0.5-lr0.0003-s0"),
+        ("preferred_ft", "unlikelihood-a0-lr0.0005-s0"),
+        ("unlikelihood", "unlikelihood-a0.5-lr0.0005-s0"),
     ]
     chosen = [arm for arm in sweep if not arm.has_model]
     assert [arm.name for arm in chosen] == [

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from betaflow.data.tokenise import Batch, Encoded, collate
+from betaflow.errors import UserError
 from betaflow.objectives.ppo import (
     adapted_coefficient,
     advantages,
@@ -168,7 +169,7 @@ def train_ppo(
         coefficient = _coefficient(rows, settings, beta, target_kl)
         if hand_over is not None:
             with clock.phase("sync"):
-                hand_over(known or [Encoded(ids[:1], ids[1:]) for ids in asked if len(ids) > 1][:8])
+                hand_over(known or [Encoded(ids[:1], ids[1:] or ids) for ids in asked[:8]])
         with clock.phase("rollout"):
             episodes, finished = _draw(engine, asked, settings, seed, step)
         known[:] = episodes[:8]
@@ -226,11 +227,20 @@ def reference_scale(
 
     Args:
         engine: of the reference.
+
+    Raises:
+        UserError: the scores are all the same.
     """
-    asked = [prompts[i] for i in loop.shuffled(len(prompts), seed, 0)[:SCALE_EPISODES]]
+    asked = [prompts[i] for i in loop.batch_indices(len(prompts), SCALE_EPISODES, seed, 0)]
     episodes, _ = _draw(engine, asked, settings, seed, -1)
     scores = score(episodes)
-    return Scale(float(scores.mean()), max(float(scores.std()), 1e-6))
+    scale = Scale(float(scores.mean()), float(scores.std()))
+    if not scale.std > 1e-6:
+        raise UserError(
+            f"{len(scores)} completions of the reference have one score, {scale.mean:.3g}: there "
+            "is nothing that PPO could learn; look at the reward model"
+        )
+    return scale
 
 
 def _coefficient(rows: Rows, settings: PPOTraining, beta: float, target_kl: float) -> float:

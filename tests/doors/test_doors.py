@@ -29,7 +29,7 @@ from workspaces import SMALL_WORLD, change, environment, lock, make, run
 pytestmark = [pytest.mark.door, pytest.mark.timeout(1800)]
 DVC = [sys.executable, "-m", "dvc"]
 ALIGN = [sys.executable, "-m", "flows.align"]
-DPO = "dpo-b0.1-lr0.0003-s0"
+DPO = "dpo-b0.1-lr0.0005-s0"
 PPO = "ppo-b0.1-kl0-lr0.0005-s0"
 
 
@@ -276,7 +276,7 @@ def test_an_added_beta_adds_its_arm_alone(parallel: Path, servers: dict[str, str
     change(parallel, {"dpo.grid.beta": [0.1, 1.0]})
     deployment("align/local", servers, parallel)
     after = stamps(parallel)
-    new = "dpo-b1.0-lr0.0003-s0"
+    new = "dpo-b1.0-lr0.0005-s0"
     redone = {name for name in after if after[name] != before.get(name)}
     mine = (f"out/dpo/{new}/", f"out/samples/{new}", f"out/benchmark/{new}")
     mine = (*mine, "out/frontier/", "out/judgements/", "out/overoptimisation/", "out/compare/")

@@ -27,7 +27,8 @@ def here(
     """The workspace, whose params ask for five steps of a DPO with options of its own."""
     params = yaml.safe_load((repository / "params.yaml").read_text())
     params["dpo"]["training"] |= {
-        "batch_size": 8, "micro_batch_tokens": 400, "warmup_steps": 0, "threads": 1,
+        "batch_of": "pairs", "batch_size": 8, "micro_batch_tokens": 400, "warmup_steps": 0,
+        "threads": 1,
         **AS_SET,
     }  # fmt: skip
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
@@ -61,6 +62,21 @@ def test_the_paper_s_other_losses_are_arms_of_dpo(
     expected = {"loss": loss, **(AS_SET if method == "dpo" else AS_PUBLISHED)}
     used = about["settings"]["training"]
     assert {name: used[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.9])
+def test_the_implicit_reward_is_beta_times_the_log_ratio(here: Path, beta: float) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["dpo"]["training"] |= {"length_normalised": False, "label_smoothing": 0.0}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    tasks.dpo.main(argparse.Namespace(method="dpo", beta=beta, **POINT))
+    _, about = result(here / f"out/dpo/dpo-b{beta}-lr0.001-s0")
+    reference = pd.read_parquet("out/reference/eval.parquet")
+    for side in ("chosen", "rejected"):
+        moved = about["metrics"][f"eval/logps/{side}"] - reference[f"{side}_logps"].mean()
+        assert abs(moved) > 0.01
+        expected = pytest.approx(beta * moved, rel=1e-3, abs=1e-5)
+        assert about["metrics"][f"eval/rewards/{side}"] == expected
 
 
 @pytest.mark.parametrize("value_steps", [0, 1])

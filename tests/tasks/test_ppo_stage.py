@@ -22,7 +22,7 @@ from betaflow.worlds.sentiment import gold_reward
 from tasks._curve import collect
 
 POINT = {"beta": 0.1, "target_kl": 0, "learning_rate": 0.001, "seed": 0}
-PROMPTS = [f"number {n} is a {word} film" for n, word in zip(range(12), OPINIONS, strict=False)]
+PROMPTS = [f"number {n} is a {word} film" for n, word in enumerate(sorted(OPINIONS)[:12])]
 
 
 @pytest.fixture
@@ -35,7 +35,9 @@ def here(
         "iterations": 3, "batch_size": 8, "micro_batch_size": 8, "max_new_tokens": 12,
         "critic_warmup": 1, "threads": 1,
     }  # fmt: skip
-    params["dpo"]["training"] |= {"batch_size": 8, "micro_batch_tokens": 400, "threads": 1}
+    params["dpo"]["training"] |= {
+        "batch_of": "pairs", "batch_size": 8, "micro_batch_tokens": 400, "threads": 1,
+    }  # fmt: skip
     params["curve"] = {"points": 2, "prompts": 3, "draws": 2}
     params["sample"]["max_new_tokens"] = 12
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
@@ -89,6 +91,41 @@ def test_the_method_decides_what_is_maximised(
     timings = json.loads((here / f"out/.local/timings/{folder.name}.json").read_text())
     assert set(timings["phases"]) == {"rollout", "scoring", "update"}
     assert "seconds an iteration: rollout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["ppo", "ppo_gt"])
+def test_an_arm_is_trained_by_its_own_point_and_by_the_scales_of_what_it_maximises(
+    here: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):
+        pass
+
+    seen: dict[str, Any] = {}
+    scales: list[Any] = []
+    original = tasks.ppo.reference_scale
+
+    def scaled(*given: Any, **how: Any) -> Any:
+        scales.append(original(*given, **how))
+        return scales[-1]
+
+    def train(_: Any, reward: Any, critic_scale: Any, *rest: Any, **how: Any) -> Any:
+        seen.update(how, reward=reward, critic_scale=critic_scale)
+        raise Seen
+
+    monkeypatch.setattr(tasks.ppo, "reference_scale", scaled)
+    monkeypatch.setattr(tasks.ppo, "train_ppo", train)
+    point = {"beta": 0.3, "target_kl": 2.5, "learning_rate": 0.002, "seed": 7}
+    with pytest.raises(Seen):
+        tasks.ppo.main(argparse.Namespace(method=method, **point))
+    given = {name: seen[name] for name in ("beta", "target_kl", "peak_rate", "seed")}
+    assert given == {"beta": 0.3, "target_kl": 2.5, "peak_rate": 0.002, "seed": 7}
+    # The critic begins as the reward model, whatever is maximised.
+    assert seen["critic_scale"] == scales[0]
+    assert seen["reward"].scale == scales[-1]
+    assert len(scales) == (1 if method == "ppo" else 2)
+    assert scales[0] != scales[-1] or method == "ppo"
+    # The gold reward runs no model.
+    assert (seen["reward"].forward_flops > 0) == (method == "ppo")
 
 
 @pytest.mark.parametrize("method", ["ppo", "dpo"])

@@ -30,7 +30,8 @@ ARM = "dpo-b0.5-lr0.001-s0"
 GRID = ["--method", "dpo", "--beta", "0.5", "--learning-rate", "0.001"]
 STAGE = [sys.executable, "-m", "tasks.dpo", *GRID]
 QUICK = {
-    "epochs": 2.0, "batch_size": 8, "micro_batch_tokens": 60, "warmup_steps": 0, "threads": 1,
+    "batch_of": "pairs", "epochs": 2.0, "batch_size": 8, "micro_batch_tokens": 60,
+    "warmup_steps": 0, "threads": 1,
     "checkpoint_seconds": 1.0e-9,
 }  # fmt: skip
 

@@ -48,6 +48,6 @@ def test_the_best_of_the_methods_that_may_be(
 
 
 def test_best_of_n_is_no_model_to_promote(compared: Params) -> None:
-    assert choose(compared, "ipo-b0.1-lr0.0003-s0")[0].method == "ipo"
+    assert choose(compared, "ipo-b0.1-lr0.0005-s0")[0].method == "ipo"
     with pytest.raises(UserError, match="no model 'best_of_n-gold-n4' was compared"):
         choose(compared, "best_of_n-gold-n4")

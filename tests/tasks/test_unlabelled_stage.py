@@ -21,12 +21,16 @@ import tasks.unlabelled_ppo
 import tasks.unlabelled_reward
 from betaflow.config import unlabelled_arm
 from betaflow.data.labelled import kept_pairs, labelled_prompts
+from betaflow.data.tokenise import Limits
 from betaflow.errors import UserError
 from betaflow.io import read_jsonl, write_jsonl
-from betaflow.policy.loading import load_reward_model, load_tokenizer, save_model
+from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
+from betaflow.policy.packing import all_sequences
+from betaflow.policy.scorer import Scorer
 from betaflow.training import checkpoints, loop
 from betaflow.worlds.lexicon import OPINIONS
 from betaflow.worlds.sentiment import gold_reward
+from tasks._inputs import encode_pairs
 from tasks._labels import material, read_pairs
 from tasks._main import forget_checkpoints
 from tasks.sample import samples
@@ -44,8 +48,10 @@ def here(
     """The workspace with prompts of every kind and the full reward model, for tiny trainings."""
     params = yaml.safe_load((repository / "params.yaml").read_text())
     params["unlabelled"]["grid"] = {"labelled": [SHARE], "seed": [0]}
-    params["dpo"]["training"] |= {"batch_size": 8, "micro_batch_tokens": 400, "warmup_steps": 0}
-    params["reward"] |= {"batch_size": 8, "warmup_steps": 0}
+    params["dpo"]["training"] |= {
+        "batch_of": "pairs", "batch_size": 8, "micro_batch_tokens": 400, "warmup_steps": 0,
+    }  # fmt: skip
+    params["reward"] |= {"batch_of": "pairs", "batch_size": 8, "warmup_steps": 0}
     params["ppo"]["training"] |= {
         "iterations": 2, "batch_size": 4, "micro_batch_size": 4, "max_new_tokens": 8,
         "critic_warmup": 0,
@@ -113,6 +119,20 @@ def test_the_whole_experiment(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert table["gold_margin"].abs().tolist() == pytest.approx([abs(gap) for gap in gold])
     first, second = labels.values()
     assert first["margin"].tolist() != second["margin"].tolist()
+    # The implicit reward's margin by hand: beta times the log-ratio over the reference.
+    arm = unlabelled_arm(tasks.unlabelled.load_params(), "dpo_implicit", SHARE, 0)
+    assert arm.beta is not None and arm.beta != 1
+    table = pd.read_parquet(OUT / "unlabelled-fresh-s0/reference.parquet").set_index("id")
+    tokenizer = load_tokenizer("out/sft")
+    policy = Scorer(load_policy(of["dpo"]), tokenizer.pad_token_id)
+    sides = encode_pairs(tokenizer, new, Limits("drop", 64, 96))
+    ratios = [
+        all_sequences(policy, side, budget=500, precision="float32").double().numpy()
+        - table.loc[[row["id"] for row in new], f"{name}_logps"].to_numpy()
+        for name, side in zip(("chosen", "rejected"), sides, strict=True)
+    ]
+    expected = arm.beta * abs(ratios[0] - ratios[1])
+    assert second["margin"].tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5)
 
     started = []
     original = tasks.ppo.load_reward_model

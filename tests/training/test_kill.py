@@ -36,8 +36,8 @@ from betaflow.training.prepare import prepare
 
 torch.set_num_threads(1)
 tiny, settings = sys.argv[1], load_params(Path(sys.argv[2]) / "params.yaml").dpo.training
-settings = settings.model_copy(update=dict(epochs=10.0, batch_size=8, micro_batch_tokens=60,
-    warmup_steps=5, checkpoint_seconds=1e-9))
+settings = settings.model_copy(update=dict(batch_of="pairs", epochs=10.0, batch_size=8,
+    micro_batch_tokens=60, warmup_steps=5, checkpoint_seconds=1e-9))
 
 
 def say(text):

@@ -17,7 +17,13 @@ from betaflow.policy.loading import load_policy, load_reward_model, load_tokeniz
 from betaflow.training.reward import train_reward
 from betaflow.training.sft import packing_is_exact, train_sft
 
-QUICK = {"batch_size": 8, "micro_batch_size": 4, "warmup_steps": 0, "schedule": "constant"}
+QUICK = {
+    "batch_of": "pairs",
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "warmup_steps": 0,
+    "schedule": "constant",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,10 @@ from betaflow.training.dpo import (
 from betaflow.training.prepare import prepare
 from betaflow.training.shares import share
 
-QUICK = {"batch_size": 8, "micro_batch_tokens": 60, "warmup_steps": 0, "schedule": "constant"}
+QUICK = {
+    "batch_of": "pairs", "batch_size": 8, "micro_batch_tokens": 60, "warmup_steps": 0,
+    "schedule": "constant",
+}  # fmt: skip
 LORA = LoRASettings(rank=4, alpha=8, dropout=0.0, targets=None)
 
 

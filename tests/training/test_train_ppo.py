@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from betaflow.config import Params
-from betaflow.data.tokenise import Encoded
+from betaflow.data.tokenise import Encoded, collate
 from betaflow.errors import UserError
+from betaflow.objectives.ppo import advantages, token_rewards
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
+from betaflow.policy.logps import token_logps
 from betaflow.sampling.hf_engine import HFEngine
 from betaflow.training import ppo
 from betaflow.training.loop import Stopped
@@ -363,3 +365,138 @@ def test_a_weight_that_some_batches_leave_out_keeps_the_others_gradient() -> Non
     one, two = torch.ones(2), torch.full((2,), 2.0)
     found = ppo._added([None, one.clone(), one.clone(), None], [two, None, two, None])
     assert [None if g is None else g.tolist() for g in found] == [[2, 2], [1, 1], [3, 3], None]
+
+
+# Every dial away from where it does nothing.
+DIALS = {
+    "gamma": 0.9, "lam": 0.5, "whiten_rewards": True, "missing_eos_penalty": 0.7,
+    "value_clip": 0.05, "clip": 0.1, "value_coefficient": 0.3, "micro_batch_size": 3,
+    "batch_size": 6, "reuse_scoring": False, "minibatches": 1, "epochs": 1,
+}  # fmt: skip
+CRITIC = Scale(0.3, 2.0)
+EPISODES = [Encoded([1, 30], [40 + n, 50, 60 + n, 2][: 2 + n % 3]) for n in range(6)][::-1]
+
+
+def moved(tiny: Path) -> Models:
+    """A policy that is no longer the reference."""
+    models = three(tiny)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in models.policy.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return models
+
+
+def test_a_rollout_is_scored_by_every_dial_as_by_hand(tiny: Path, params: Params) -> None:
+    """Every number from the models' plain logits, and the objectives by their own functions."""
+    settings = params.ppo.training.model_copy(update=DIALS)
+    models = moved(tiny)
+    finished = torch.tensor([True, False, True, True, False, True])
+    raw = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0])
+    reward = Reward(lambda _: raw, Scale(1.0, 4.0))
+    with torch.no_grad():
+        rollout, scores, _, told = ppo._score(
+            models, reward, CRITIC, EPISODES, finished, settings, 0, 0.4, False, "float32"
+        )
+    expected_scores = (raw - 1.0) / 4.0 - 0.7 * (~finished).float()
+    torch.testing.assert_close(scores, expected_scores)
+
+    mask = rollout.mask
+    logps, theirs, kl, values, entropy = (torch.zeros(mask.shape) for _ in range(5))
+    for row, episode in enumerate(EPISODES):
+        ids = torch.tensor([episode.prompt + episode.completion])
+        with torch.no_grad():
+            ours, other = (
+                torch.log_softmax(m(input_ids=ids).logits[0], -1)
+                for m in (models.policy, models.reference)
+            )
+            hidden = models.critic.base_model(input_ids=ids).last_hidden_state  # type: ignore
+            raw_values = (hidden @ models.critic.score.weight.T)[0, :, 0]  # type: ignore
+        for at in range(len(episode.prompt) - 1, ids.shape[1] - 1):
+            assert mask[row, at]
+            logps[row, at], theirs[row, at] = ours[at, ids[0, at + 1]], other[at, ids[0, at + 1]]
+            kl[row, at] = (ours[at].exp() * (ours[at] - other[at])).sum()
+            entropy[row, at] = -(ours[at].exp() * ours[at]).sum()
+            values[row, at] = (raw_values[at] - CRITIC.mean) / CRITIC.std
+    assert int(mask.sum()) == sum(len(episode.completion) for episode in EPISODES)
+    close = {"rtol": 1e-3, "atol": 1e-5}
+    torch.testing.assert_close(rollout.logps, logps, **close)
+    torch.testing.assert_close(rollout.values, values, **close)
+
+    rewards = token_rewards(expected_scores, logps, theirs, mask, beta=0.4)
+    mean = rewards[mask].mean()
+    rewards = torch.where(mask, (rewards - mean) / rewards[mask].std(unbiased=False) + mean, 0.0)
+    gains, returns = advantages(rewards, values, mask, gamma=0.9, lam=0.5)
+    white = (gains - gains[mask].mean()) / gains[mask].std(unbiased=False) * mask
+    torch.testing.assert_close(rollout.returns, returns, **close)
+    torch.testing.assert_close(rollout.advantages, white, **close)
+    nats = float(kl.sum(-1).mean())
+    left = ((returns - values)[mask] ** 2).mean() / returns[mask].var(unbiased=False)
+    assert told == pytest.approx(
+        {
+            "reward/score": float(expected_scores.mean()),
+            "reward/kl": float((logps - theirs).sum(-1).mean()),
+            "kl": nats,
+            "objective": float(expected_scores.mean()) - 0.4 * nats,
+            "entropy": float(entropy[mask].mean()),
+            "value": float(values[mask].mean()),
+            "return": float(returns[mask].mean()),
+            "explained_variance": float(1 - left),
+            "completion_tokens": float(mask.sum(-1).float().mean()),
+            "finished": 4 / 6,
+        },
+        rel=2e-3, abs=1e-4,
+    )  # fmt: skip
+
+
+def test_an_update_has_the_clipped_losses_gradient(tiny: Path, params: Params) -> None:
+    """Against the formulae of Schulman et al. 2017, where both clips bite."""
+    settings = params.ppo.training.model_copy(update=DIALS)
+    models = moved(tiny)
+    batch = collate(EPISODES, 0)
+    mask = batch.completion_mask[:, 1:]
+    torch.manual_seed(4)
+    old, advantage, before, returns = (0.3 * torch.randn(mask.shape) * mask for _ in range(4))
+    with torch.no_grad():
+        old = old + token_logps(models.policy, batch)
+        before = before + ppo._values(models.critic, batch, CRITIC)
+    rollout = ppo.Rollout(batch, mask, old, before, advantage, returns)
+    learnt = [*models.policy.parameters(), *models.critic.parameters()]
+    tokens = float(mask.sum())
+    found, figures = ppo._gradients(
+        models, CRITIC, [(rollout, None)], tokens, learnt, settings, False, "float32"
+    )
+
+    log_ratio = (token_logps(models.policy, batch) - old)[mask]
+    ratio, gain = log_ratio.exp(), advantage[mask]
+    policy = -torch.minimum(ratio * gain, ratio.clamp(0.9, 1.1) * gain).mean()
+    values, target = ppo._values(models.critic, batch, CRITIC)[mask], returns[mask]
+    near = before[mask] + (values - before[mask]).clamp(-0.05, 0.05)
+    value = 0.5 * torch.maximum((values - target) ** 2, (near - target) ** 2).mean()
+    expected = torch.autograd.grad(policy + 0.3 * value, learnt, allow_unused=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+    beyond = float(((ratio - 1).abs() > 0.1).float().mean())
+    assert 0.2 < beyond < 1
+    assert figures["clip_fraction"] / tokens == pytest.approx(beyond)
+    assert figures["value_clip_fraction"] / tokens == pytest.approx(
+        float(((values - before[mask]).abs() > 0.05).float().mean())
+    )
+    assert figures["policy"] / tokens == pytest.approx(float(policy), rel=1e-4)
+    assert figures["value"] / tokens == pytest.approx(float(value), rel=1e-4)
+    assert figures["approx_kl"] / tokens == pytest.approx(
+        float((ratio - 1 - log_ratio).mean()), rel=1e-3
+    )
+
+
+def test_scores_that_are_all_the_same_are_refused_and_few_prompts_are_drawn_from_again(
+    tiny: Path, params: Params
+) -> None:
+    engine = HFEngine(load_policy(tiny), load_tokenizer(tiny), batch_size=64)
+    settings = params.ppo.training.model_copy(update={"max_new_tokens": 6})
+    scale = reference_scale(shortness, engine, [[1, 30]], settings, seed=0)
+    assert scale.std > 0.01
+    with pytest.raises(UserError, match="256 completions of the reference have one score, 2"):
+        reference_scale(lambda e: torch.full((len(e),), 2.0), engine, [[1, 30]], settings, seed=0)
