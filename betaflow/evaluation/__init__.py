@@ -9,7 +9,7 @@ from betaflow.evaluation.alignment_tax import (
 )
 from betaflow.evaluation.bootstrap import Estimate, mean_interval
 from betaflow.evaluation.length_control import length_controlled_win_rate
-from betaflow.evaluation.paired_tests import McNemar, difference_of_shares, holm, mcnemar
+from betaflow.evaluation.paired_tests import difference_of_shares, holm, mcnemar
 from betaflow.evaluation.pairwise import Comparisons, compare_all, pairwise_matrix
 from betaflow.evaluation.power import Pilot, detection_power, pilot, prompts_needed
 from betaflow.evaluation.ratings import bradley_terry, elo
@@ -20,7 +20,6 @@ __all__ = [
     "Comparisons",
     "Difference",
     "Estimate",
-    "McNemar",
     "Pilot",
     "TaskDifference",
     "TextQuality",
