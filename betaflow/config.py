@@ -573,6 +573,11 @@ class CompareSettings(Section):
             raise ValueError("judge 'llm' needs the section compare.llm; see docs/judges.md")
         return self
 
+    @property
+    def resampling(self) -> dict[str, Any]:
+        """How intervals are resampled, as the arguments of `bootstrap.mean_interval`."""
+        return {"resamples": self.bootstrap, "confidence": self.confidence, "seed": self.seed}
+
 
 class DetectSettings(Section):
     """The win rate that a promotion's prompts must be enough to show, and with what chance."""

@@ -149,9 +149,7 @@ def _win_rates(settings: CompareSettings, verdicts: pd.DataFrame) -> dict[str, E
         verdicts["completion_tokens_a"],
         verdicts["completion_tokens_b"],
         verdicts["prompt_id"],
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
     return {"win_rate": won(verdicts, settings), "length_controlled_win_rate": controlled}
 

@@ -110,9 +110,7 @@ def interval(values: Any, clusters: Any, settings: CompareSettings) -> Estimate:
     return mean_interval(
         values,
         clusters,
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
 
 
@@ -121,9 +119,7 @@ def won(verdicts: pd.DataFrame, settings: CompareSettings) -> Estimate:
     return win_rate(
         verdicts["preference"],
         verdicts["prompt_id"],
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
 
 

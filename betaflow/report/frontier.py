@@ -125,9 +125,7 @@ def share_of_optimum(
         own["prompt_id"],
         draws.found,
         draws.prompts,
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
 
 
@@ -196,9 +194,7 @@ def _optimum(draws: Draws, settings: CompareSettings) -> Document:
     """The optimum's curve and band, up to the KL that the draws tell."""
     curve = ceiling(
         draws.found,
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
     return {
         "prompts": len(draws.prompts),
@@ -322,7 +318,5 @@ def _area(points: Sequence[pd.DataFrame], draws: Draws, settings: CompareSetting
         draws.found,
         LOW_KL,
         high,
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
