@@ -14,7 +14,7 @@ from betaflow.evaluation.pairwise import Comparisons, compare_all, pairwise_matr
 from betaflow.evaluation.power import Pilot, detection_power, pilot, prompts_needed
 from betaflow.evaluation.ratings import bradley_terry, elo
 from betaflow.evaluation.text_quality import TextQuality, distinct_n, repeated_share, text_quality
-from betaflow.evaluation.win_rate import paired_scores, preferences, win_rate
+from betaflow.evaluation.win_rate import paired, preferences, win_rate
 
 __all__ = [
     "Comparisons",
@@ -34,8 +34,8 @@ __all__ = [
     "length_controlled_win_rate",
     "mcnemar",
     "mean_interval",
+    "paired",
     "paired_difference",
-    "paired_scores",
     "pairwise_matrix",
     "pilot",
     "preferences",
