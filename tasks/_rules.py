@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from betaflow.config import Arm, CompareSettings, Params, arms, candidates
+from betaflow.config import Arm, CompareSettings, Params, arms
 from betaflow.errors import UserError
 from betaflow.evaluation.alignment_tax import (
     OF_MEAN_LOGLIKELIHOOD,
@@ -23,6 +23,7 @@ from betaflow.evaluation.power import pilot
 from betaflow.evaluation.promotion import (
     Rule,
     another_model,
+    candidates,
     controls_passed,
     enough_prompts,
     enough_seeds,

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from betaflow.config import Arm, Params, candidates
+from betaflow.config import Arm, Params
 from betaflow.errors import UserError
 from betaflow.evaluation.calibration import calibration
-from betaflow.evaluation.promotion import simultaneous
+from betaflow.evaluation.promotion import candidates, simultaneous
 from betaflow.io import atomic_file, read_json, read_jsonl, write_json
 from betaflow.report.estimates import (
     KL_TEMPERATURE,
