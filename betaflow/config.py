@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -578,6 +577,11 @@ class CompareSettings(Section):
             raise ValueError("judge 'llm' needs the section compare.llm; see docs/judges.md")
         return self
 
+    @property
+    def resampling(self) -> dict[str, Any]:
+        """How intervals are resampled, as the arguments of `bootstrap.mean_interval`."""
+        return {"resamples": self.bootstrap, "confidence": self.confidence, "seed": self.seed}
+
 
 class DetectSettings(Section):
     """The win rate that a promotion's prompts must be enough to show, and with what chance."""
@@ -873,31 +877,6 @@ def unlabelled_arms(params: Params) -> list[UnlabelledArm]:
 def fresh_pairs_dir(seed: int) -> Path:
     """Where the fresh pairs of a seed lie, which that experiment's policies share."""
     return Path("out/unlabelled", f"unlabelled-fresh-s{seed}")
-
-
-def trials(sweep: Iterable[Arm]) -> dict[Method, int]:
-    """By method, in the arms' order, its tuning trials: arms that differ in more than the seed."""
-    points = dict.fromkeys(arm.model_copy(update={"seed": None}) for arm in sweep)
-    found: dict[Method, int] = {}
-    for arm in points:
-        found[arm.method] = found.get(arm.method, 0) + 1
-    return found
-
-
-def candidates(sweep: Iterable[Arm], methods: Collection[Method], challenger: Arm) -> list[Arm]:
-    """The arms that could have been the challenger; itself among them.
-
-    Those of `promotion.methods`, where it is of these. One of another method was named, by whatever
-    was seen of the arms: then every model but SFT could have been.
-    """
-    named = challenger.method not in methods
-    return [
-        arm
-        for arm in sweep
-        if arm.method in methods
-        or arm == challenger
-        or (named and arm.has_model and arm.method != "sft")
-    ]
 
 
 def parse_params(values: Any, source: str = "params.yaml") -> Params:

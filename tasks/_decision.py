@@ -25,7 +25,7 @@ class Decision(NamedTuple):
     """What was decided about a challenger, and why.
 
     `against`: the model that it was compared with; `replaced`: the champion's version before, None
-    where there was none or nothing was replaced; `value`: of `metric`, None if not measured.
+    where there was none or nothing was replaced.
     """
 
     arm: str
@@ -34,8 +34,6 @@ class Decision(NamedTuple):
     promoted: bool
     against: str
     replaced: int | None
-    metric: str
-    value: float | None
     rules: list[Rule]
 
     @property

@@ -141,27 +141,6 @@ def all_pairs(params: Params, tokenizer: Any) -> PairData:
     return PairData(train, held_out, {})
 
 
-def train_arm(
-    params: Params,
-    arm: Arm | UnlabelledArm,
-    settings: DPOTraining,
-    objective: Objective,
-    *,
-    options: dict[str, Any],
-    read: ReadPairs = all_pairs,
-    tables: Mapping[str, Table] | None = None,
-) -> None:
-    """Train an arm on pairs, in as many processes as set, and write it to its folder.
-
-    Args:
-        options: the settings that the arm depends on, for its identity and its record.
-        read: what it is trained on, and evaluated.
-        tables: as in `finish`, written beside the model as those of `read` are.
-    """
-    with processes(settings.processes):
-        _train(params, arm, settings, objective, options, read, tables or {})
-
-
 class Begun(NamedTuple):
     """An arm before its first step, and what is written of it: see `begin`."""
 
@@ -214,38 +193,47 @@ def end(
         )  # fmt: skip
 
 
-def _train(
+def train_arm(
     params: Params,
     arm: Arm | UnlabelledArm,
     settings: DPOTraining,
     objective: Objective,
+    *,
     options: dict[str, Any],
-    read: ReadPairs,
-    tables: Mapping[str, Table],
+    read: ReadPairs = all_pairs,
+    tables: Mapping[str, Table] | None = None,
 ) -> None:
-    assert arm.seed is not None and arm.learning_rate is not None
-    begun = begin(params, arm, settings, {"training": options})
-    policy, scorer, tokenizer, about, *_ = begun
-    pairs, held_out, read_too = read(params, tokenizer)
-    count = len(units(pairs.chosen, settings.batch_of))
-    steps = total_steps(count, settings.batch_size, settings.epochs)
-    show = sample_printer(scorer, tokenizer, held_out) if settings.sample_every else None
-    with tracking.training_run(params, about) if is_main() else nullcontext(StepLog()) as log:
-        trained, figures = train_dpo(
-            scorer,
-            pairs,
-            held_out,
-            settings,
-            label=arm.name,
-            objective=objective,
-            peak_rate=float(arm.learning_rate),
-            seed=arm.seed,
-            precision=params.model.precision,
-            fingerprint=about["fingerprint"],
-            on_step=log.step,
-            show_samples=show,
-            probe=curve_probe(
-                params, arm.name, policy, scorer if world() > 1 else policy, tokenizer, steps
-            ),
-        )
-        end(begun, trained, figures, log, read_too | dict(tables))
+    """Train an arm on pairs, in as many processes as set, and write it to its folder.
+
+    Args:
+        options: the settings that the arm depends on, for its identity and its record.
+        read: what it is trained on, and evaluated.
+        tables: as in `finish`, written beside the model as those of `read` are.
+    """
+    with processes(settings.processes):
+        assert arm.seed is not None and arm.learning_rate is not None
+        begun = begin(params, arm, settings, {"training": options})
+        policy, scorer, tokenizer, about, *_ = begun
+        pairs, held_out, read_too = read(params, tokenizer)
+        count = len(units(pairs.chosen, settings.batch_of))
+        steps = total_steps(count, settings.batch_size, settings.epochs)
+        show = sample_printer(scorer, tokenizer, held_out) if settings.sample_every else None
+        with tracking.training_run(params, about) if is_main() else nullcontext(StepLog()) as log:
+            trained, figures = train_dpo(
+                scorer,
+                pairs,
+                held_out,
+                settings,
+                label=arm.name,
+                objective=objective,
+                peak_rate=float(arm.learning_rate),
+                seed=arm.seed,
+                precision=params.model.precision,
+                fingerprint=about["fingerprint"],
+                on_step=log.step,
+                show_samples=show,
+                probe=curve_probe(
+                    params, arm.name, policy, scorer if world() > 1 else policy, tokenizer, steps
+                ),
+            )
+            end(begun, trained, figures, log, read_too | dict(tables or {}))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from betaflow.config import Arm, CompareSettings, Params, arms, candidates
+from betaflow.config import Arm, CompareSettings, Params, arms
 from betaflow.errors import UserError
 from betaflow.evaluation.alignment_tax import (
     OF_MEAN_LOGLIKELIHOOD,
@@ -23,6 +23,7 @@ from betaflow.evaluation.power import pilot
 from betaflow.evaluation.promotion import (
     Rule,
     another_model,
+    candidates,
     controls_passed,
     enough_prompts,
     enough_seeds,
@@ -149,9 +150,7 @@ def _win_rates(settings: CompareSettings, verdicts: pd.DataFrame) -> dict[str, E
         verdicts["completion_tokens_a"],
         verdicts["completion_tokens_b"],
         verdicts["prompt_id"],
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
     return {"win_rate": won(verdicts, settings), "length_controlled_win_rate": controlled}
 

@@ -53,7 +53,7 @@ def register(
         (evidence := Path(place, FOLDER)).mkdir()
         write(found, params, evidence)
         kept = {EVIDENCE: fingerprint([evidence], None)}
-        logged = _log_weights(params, arm, run_id, summary, Path(place))
+        logged = _log_weights(arm, run_id, summary, Path(place))
         _log_card(registry, LOGGED + logged.model_id, card, Path(place))
         registry.client.log_model_artifacts(logged.model_id, str(evidence), FOLDER)
     _create(registry)
@@ -90,9 +90,7 @@ def _log_card(registry: Registry, address: str, card: Callable[[str], str], plac
     registry.client.log_model_artifact(address.removeprefix(LOGGED), str(file))
 
 
-def _log_weights(
-    params: Params, arm: Arm, run_id: str, summary: Mapping[str, Any], place: Path
-) -> Any:
+def _log_weights(arm: Arm, run_id: str, summary: Mapping[str, Any], place: Path) -> Any:
     """Copy the model's files into the run's store, byte for byte, in MLflow's format."""
     os.environ.setdefault("MLFLOW_TRANSFORMERS_DISABLE_HUB", "true")
     import mlflow

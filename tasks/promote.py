@@ -31,7 +31,7 @@ from tasks._rules import judged_against, rules
 from tasks._versions import register
 
 
-def choose(params: Params, name: str | None) -> tuple[Arm, float | None]:
+def choose(params: Params, name: str | None) -> Arm:
     """The named arm, or the one with the highest `promotion.metric` among its methods."""
     settings = params.promotion
     rows = {
@@ -52,7 +52,7 @@ def choose(params: Params, name: str | None) -> tuple[Arm, float | None]:
     if name is not None:
         if name not in known:
             raise UserError(f"no model {name!r} was compared; there are {', '.join(known)}")
-        return known[name], rows[name][settings.metric]
+        return known[name]
     values = {
         arm.name: rows[arm.name][settings.metric]
         for arm in known.values()
@@ -60,8 +60,7 @@ def choose(params: Params, name: str | None) -> tuple[Arm, float | None]:
     }
     if not values:
         raise UserError("no arm of promotion.methods has a value of promotion.metric")
-    best = max(values, key=lambda arm: values[arm])
-    return known[best], values[best]
+    return known[max(values, key=lambda arm: values[arm])]
 
 
 def promote_arm(params: Params, name: str | None = None) -> Decision:
@@ -73,7 +72,7 @@ def promote_arm(params: Params, name: str | None = None) -> Decision:
     Raises:
         UserError: there is nothing to judge, or what was compared is not what is there now.
     """
-    arm, value = choose(params, name)
+    arm = choose(params, name)
     summary = read_json(arm.model_dir / "summary.json")
     rows = _compared(arm, summary)
     tracker = tracking.Tracker(params)
@@ -100,8 +99,6 @@ def promote_arm(params: Params, name: str | None = None) -> Decision:
         passed,
         other.name,
         before if passed else None,
-        params.promotion.metric,
-        value,
         found,
     )
     try:

@@ -14,19 +14,16 @@ import yaml
 from endpoints import settings
 
 from betaflow.config import (
-    Arm,
     Params,
     arms,
-    candidates,
     fresh_pairs_dir,
     load_params,
     parse_params,
-    trials,
     unlabelled_arms,
 )
 from betaflow.errors import UserError
 from betaflow.evaluation.power import prompts_needed
-from betaflow.evaluation.promotion import simultaneous
+from betaflow.evaluation.promotion import candidates, simultaneous
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -220,18 +217,6 @@ def test_every_preset_asks_for_the_prompts_that_its_promotion_needs(
     assert needed <= found.sample.prompts
 
 
-def test_an_arm_of_another_method_was_chosen_among_all_models() -> None:
-    sft, best_of_n = Arm(method="sft"), Arm(method="best_of_n", n=4, scorer="gold")
-    dpo, ppo = Arm(method="dpo", seed=0), Arm(method="ppo", seed=0)
-    ipo = [Arm(method="ipo", seed=seed) for seed in range(5)]
-    sweep = [sft, dpo, *ipo, ppo, best_of_n]
-    assert candidates(sweep, ["dpo", "ppo"], ppo) == [dpo, ppo]
-    # Named, as the best of five say: by its name alone it would be one of three.
-    assert candidates(sweep, ["dpo", "ppo"], ipo[3]) == [dpo, *ipo, ppo]
-    assert candidates(sweep, ["dpo"], sft) == [sft, dpo, *ipo, ppo]
-    assert candidates(sweep, ["sft", "dpo"], dpo) == [sft, dpo]
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -315,17 +300,6 @@ def test_alpha_0_is_preferred_ft_and_an_empty_list_leaves_a_method_out(
         assert chosen[0].model_dir
     put(values, "unlikelihood.grid.seed", [])
     assert all(arm.stage != "unlikelihood" for arm in arms(parse_params(values)))
-
-
-def test_seeds_are_no_tuning_trials() -> None:
-    sweep = [
-        Arm(method="dpo", beta=beta, learning_rate=rate, seed=seed)
-        for beta in (0.1, 1.0)
-        for rate in (1e-6, 1e-5, 1e-4)
-        for seed in (0, 1)
-    ]
-    sweep += [Arm(method="ppo", beta=0.1, target_kl=kl, seed=0) for kl in (0, 6)]
-    assert trials(sweep) == {"dpo": 6, "ppo": 2}
 
 
 def test_every_wrong_key_is_in_the_one_message(values: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 # Modules that every stage imports and that decide next to no byte of an output: settings' types,
-# messages, the display, MLflow. Whoever changes what one of them computes (`config.candidates`,
-# which tells the report's needed prompts) makes the stages anew with `dvc repro -f -s`.
+# messages, the display, MLflow. Whoever changes what one of them computes makes the stages anew
+# with `dvc repro -f -s`.
 NEUTRAL = {
     "betaflow/config.py",
     "betaflow/errors.py",

@@ -9,18 +9,17 @@ from betaflow.evaluation.alignment_tax import (
 )
 from betaflow.evaluation.bootstrap import Estimate, mean_interval
 from betaflow.evaluation.length_control import length_controlled_win_rate
-from betaflow.evaluation.paired_tests import McNemar, difference_of_shares, holm, mcnemar
+from betaflow.evaluation.paired_tests import difference_of_shares, holm, mcnemar
 from betaflow.evaluation.pairwise import Comparisons, compare_all, pairwise_matrix
 from betaflow.evaluation.power import Pilot, detection_power, pilot, prompts_needed
 from betaflow.evaluation.ratings import bradley_terry, elo
 from betaflow.evaluation.text_quality import TextQuality, distinct_n, repeated_share, text_quality
-from betaflow.evaluation.win_rate import paired_scores, preferences, win_rate
+from betaflow.evaluation.win_rate import paired, preferences, win_rate
 
 __all__ = [
     "Comparisons",
     "Difference",
     "Estimate",
-    "McNemar",
     "Pilot",
     "TaskDifference",
     "TextQuality",
@@ -35,8 +34,8 @@ __all__ = [
     "length_controlled_win_rate",
     "mcnemar",
     "mean_interval",
+    "paired",
     "paired_difference",
-    "paired_scores",
     "pairwise_matrix",
     "pilot",
     "preferences",

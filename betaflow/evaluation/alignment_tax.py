@@ -113,7 +113,7 @@ def paired_difference(
         raise ValueError(f"a document's {metric} is NaN or infinite")
     if whole is None and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all() and len(a):
         shares = difference_of_shares(a, b, clusters, confidence=confidence)
-        p = mcnemar(a, b).mid_p if clusters is None else clustered_p_value(a, b, clusters)
+        p = mcnemar(a, b) if clusters is None else clustered_p_value(a, b, clusters)
         return Difference(shares, p, len(a))
     if whole is None:
         found = mean_interval(

@@ -8,51 +8,25 @@ not, with chance C(M - k, N - 1) / C(M, N).
 from __future__ import annotations
 
 from math import log
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from betaflow.evaluation.bootstrap import Estimate, mean_interval
 from betaflow.evaluation.optimum import Array, as_draws
 
 
-class BestOfN(NamedTuple):
-    """`reward`: mean over prompts with its interval. `kl`: nats, as `best_of_n_kl`."""
-
-    n: int
-    kl: float
-    reward: Estimate
-
-
-def best_of_n(
-    rewards: ArrayLike,
-    n: int,
-    proxies: ArrayLike | None = None,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> BestOfN:
-    """Reward and KL of Best-of-N.
+def best_of_n_rewards(rewards: ArrayLike, n: int, proxies: ArrayLike | None = None) -> Array:
+    """(prompts,) expected reward of Best-of-N.
 
     Args:
         rewards: (prompts, draws) rewards of draws of pi_ref.
         n: from 1 to the number of draws.
         proxies: (prompts, draws) scores to choose by, such as a reward model's; None: the
             rewards themselves. Ties are broken at random.
-        resamples, confidence, seed: as in `bootstrap.mean_interval`, over prompts.
 
     Raises:
         ValueError: not two such matrices, a number that is not finite, or n out of range.
     """
-    values = best_of_n_rewards(rewards, n, proxies)
-    reward = mean_interval(values, resamples=resamples, confidence=confidence, seed=seed)
-    return BestOfN(n, best_of_n_kl(n), reward)
-
-
-def best_of_n_rewards(rewards: ArrayLike, n: int, proxies: ArrayLike | None = None) -> Array:
-    """(prompts,) expected reward of Best-of-N; arguments and errors as `best_of_n`."""
     gold = as_draws(rewards)
     scores = gold if proxies is None else as_draws(proxies)
     if scores.shape != gold.shape:

@@ -30,8 +30,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from betaflow.evaluation.bootstrap import Estimate, mean_interval
-
 Array = NDArray[np.float64]
 BETAS = 64  # on the grid: the slopes there are known, so few are needed
 HIGHEST, LOWEST = 30.0, 1e-3  # the grid's utmost ends, in standard deviations of the rewards
@@ -45,23 +43,6 @@ class Tilted(NamedTuple):
     kl: Array
     log_z: Array
     ess: Array
-
-
-class Point(NamedTuple):
-    """The optimum at one beta, means over prompts. `value` is reward - beta KL = beta log Z.
-
-    `ess` is the harmonic mean over prompts, on which the bias of a mean over prompts depends;
-    beside it the median prompt's and the worst prompt's.
-    """
-
-    beta: float
-    reward: Estimate
-    kl: Estimate
-    log_z: float
-    value: Estimate
-    ess: float
-    median_ess: float
-    least_ess: float
 
 
 class Optimum(NamedTuple):
@@ -109,43 +90,6 @@ def tilt(rewards: ArrayLike, betas: ArrayLike) -> Tilted:
         for store, value in zip(found, values, strict=True):
             store[:, i] = value
     return found
-
-
-def optimum(
-    rewards: ArrayLike,
-    betas: ArrayLike,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> list[Point]:
-    """The optimum at each of `betas`, with intervals over prompts.
-
-    For how far an arm is from the best there is, use `reward_at` its KL.
-
-    Args:
-        rewards, betas: as in `tilt`.
-        resamples, confidence, seed: as in `bootstrap.mean_interval`.
-    """
-    grid = np.atleast_1d(np.asarray(betas, dtype=np.float64))
-    tilted = tilt(rewards, grid)
-
-    def mean(values: Array) -> Estimate:
-        return mean_interval(values, resamples=resamples, confidence=confidence, seed=seed)
-
-    return [
-        Point(
-            beta=float(beta),
-            reward=mean(tilted.reward[:, i]),
-            kl=mean(tilted.kl[:, i]),
-            log_z=float(tilted.log_z[:, i].mean()),
-            value=mean(beta * tilted.log_z[:, i]),
-            ess=harmonic_mean(tilted.ess[:, i]),
-            median_ess=float(np.median(tilted.ess[:, i])),
-            least_ess=float(tilted.ess[:, i].min()),
-        )
-        for i, beta in enumerate(grid)
-    ]
 
 
 def trace(rewards: ArrayLike, *, minimum_ess: float = MINIMUM_ESS) -> Optimum:

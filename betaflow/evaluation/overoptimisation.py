@@ -44,8 +44,8 @@ class Fit(NamedTuple):
     beta: float
     peak_d: float
     peak_reward: float
-    rmse: float  # in sample, in the reward's unit, weighted as the fit is
-    points: int  # with d > 0 and weight > 0
+    rmse: float  # in sample, in the reward's unit
+    points: int  # with d > 0
     reason: str
 
 
@@ -93,33 +93,32 @@ def reward_at(d: ArrayLike, alpha: float, beta: float, form: Form) -> Floats:
     return _design(_distances(d), form) @ np.array([alpha, beta])
 
 
-def fit(d: ArrayLike, reward: ArrayLike, form: Form, *, weights: ArrayLike | None = None) -> Fit:
-    """Alpha and beta by exact (weighted) least squares.
+def fit(d: ArrayLike, reward: ArrayLike, form: Form) -> Fit:
+    """Alpha and beta by exact least squares.
 
     Args:
         d: (N,) square roots of the KL from the reference in nats. Points with d = 0 are left
             out: both forms are 0 there whatever alpha and beta.
         reward: (N,) gold rewards less the start's.
         form: "rl" or "bon".
-        weights: (N,) weights of the squared errors, such as 1 / variance; None: all the same.
 
     Returns:
         The fit; without three distinct d > 0 every number is NaN and `reason` says why.
 
     Raises:
-        ValueError: the shapes differ; a d or weight is negative; anything is NaN or infinite.
+        ValueError: the shapes differ; a d is negative; anything is NaN or infinite.
     """
-    x, y, w, _ = _points(d, reward, form, weights)
+    x, y, _ = _points(d, reward, form)
     if y.ndim != 1:
         raise ValueError(f"one reward a d: got shape {y.shape}; take the mean over prompts")
     if len(np.unique(x)) < 3:
         return Fit(form, nan, nan, nan, nan, nan, len(x), "fewer than three distinct d above 0")
-    scale, design = np.sqrt(w), _design(x, form)
-    (alpha, beta), _, rank, _ = np.linalg.lstsq(design * scale[:, None], y * scale, rcond=FLAT)
+    design = _design(x, form)
+    (alpha, beta), _, rank, _ = np.linalg.lstsq(design, y, rcond=FLAT)
     if rank < 2:
         return Fit(form, nan, nan, nan, nan, nan, len(x), "the d hardly differ")
     error = y - design @ np.array([alpha, beta])
-    rmse = sqrt(float((w * error**2).sum() / w.sum()))
+    rmse = sqrt(float((error**2).mean()))
     peak_d, peak_reward = _peak(float(alpha), float(beta), form)
     return Fit(form, float(alpha), float(beta), peak_d, peak_reward, rmse, len(x), "")
 
@@ -143,7 +142,7 @@ def held_out_error(
     """
     if not 0 < quantile < 1:
         raise ValueError(f"a quantile between 0 and 1 splits the points, not {quantile}")
-    x, y, _, labels = _points(d, reward, form, curves=curves)
+    x, y, labels = _points(d, reward, form, curves)
     runs = [labels == name for name in np.unique(labels)]
     beyond = x > np.quantile(x, quantile) if len(x) else labels > 0
     return HeldOut(form, _held_out(x, y, runs, form), _held_out(x, y, [beyond], form))
@@ -155,7 +154,6 @@ def fit_intervals(
     form: Form,
     *,
     curves: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -170,7 +168,7 @@ def fit_intervals(
     high end is inf where beta may be 0, that is, where a peak is not shown.
 
     Args:
-        d, form, weights: as in `fit`.
+        d, form: as in `fit`.
         reward: (N,), as in `fit`; or (N, P) for prompts drawn again: each prompt's mean gold
             reward less its own at the start. A prompt with a NaN is left out of all points.
         curves: (N,) labels, the run of each point; None: the runs are held fixed.
@@ -192,11 +190,11 @@ def fit_intervals(
         nothing = "no prompt was measured at every point"
         return FitIntervals(form, UNKNOWN, UNKNOWN, UNKNOWN, nothing)
     means = columns.mean(axis=1)
-    found = fit(d, means, form, weights=weights)
+    found = fit(d, means, form)
     alpha, beta, peak = (UNKNOWN._replace(estimate=number) for number in found[1:4])
     if found.reason:
         return FitIntervals(form, alpha, beta, peak, found.reason)
-    _, _, _, labels = _points(d, means, form, weights, curves)
+    _, _, labels = _points(d, means, form, curves)
     curve_count, prompt_count = int(labels.max()) + 1, columns.shape[1]
     counts = [curve_count] * by_curve + [prompt_count] * by_prompt
     if min(counts) < 2:
@@ -206,7 +204,7 @@ def fit_intervals(
     once = (np.ones((resamples, curve_count)), np.ones((resamples, prompt_count)))
     draws = [(_counts(curve_count, resamples, random), once[1])] * by_curve
     draws += [(once[0], _counts(prompt_count, resamples, random))] * by_prompt
-    thetas = [_refit(d, columns, form, weights, curves, *each) for each in draws]
+    thetas = [_refit(d, columns, form, curves, *each) for each in draws]
     if min(map(len, thetas)) < 2:
         return FitIntervals(form, alpha, beta, peak, "the resamples fix no curve")
     return _intervals(found, thetas, counts, (1 + confidence) / 2)
@@ -366,7 +364,6 @@ def _refit(
     d: ArrayLike,
     columns: Floats,
     form: Form,
-    weights: ArrayLike | None,
     curves: ArrayLike | None,
     runs: Floats,
     prompts: Floats,
@@ -376,12 +373,12 @@ def _refit(
     `runs` (resamples, curves) and `prompts` (resamples, P) say how often each was drawn. A
     resample that fixes no curve is left out.
     """
-    x, y, w, labels = _points(d, columns, form, weights, curves)
+    x, y, labels = _points(d, columns, form, curves)
     design = _design(x, form)
     count = runs.shape[1]
     grams, moments = np.zeros((count, 2, 2)), np.zeros((count, 2, y.shape[1]))
-    np.add.at(grams, labels, w[:, None, None] * design[:, :, None] * design[:, None, :])
-    np.add.at(moments, labels, (w[:, None] * design)[:, :, None] * y[:, None, :])
+    np.add.at(grams, labels, design[:, :, None] * design[:, None, :])
+    np.add.at(moments, labels, design[:, :, None] * y[:, None, :])
     gram = np.tensordot(runs, grams, axes=1)
     moment = np.einsum("rip,rp->ri", np.tensordot(runs, moments, axes=1), prompts)
     moment /= prompts.sum(axis=1, keepdims=True)
@@ -441,22 +438,17 @@ def _distances(d: ArrayLike) -> Floats:
 
 
 def _points(
-    d: ArrayLike,
-    reward: ArrayLike,
-    form: Form,
-    weights: ArrayLike | None = None,
-    curves: ArrayLike | None = None,
-) -> tuple[Floats, Floats, Floats, NDArray[np.int_]]:
-    """Checked d, rewards, weights and curves 0, 1, ... of the points with d > 0 and weight > 0."""
+    d: ArrayLike, reward: ArrayLike, form: Form, curves: ArrayLike | None = None
+) -> tuple[Floats, Floats, NDArray[np.int_]]:
+    """Checked d, rewards and curves 0, 1, ... of the points with d > 0."""
     if form not in get_args(Form):
         raise ValueError(f"form is one of {get_args(Form)}, not {form!r}")
     x, y = _distances(d), np.asarray(reward, dtype=np.float64)
-    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
     labels = np.zeros(len(x)) if curves is None else np.asarray(curves)
-    if not x.shape == y.shape[:1] == w.shape == labels.shape:
-        shapes = ", ".join(str(each.shape) for each in (x, y, w, labels))
-        raise ValueError(f"one reward, weight and curve a d: got shapes {shapes}")
-    if not np.isfinite(y).all() or not np.isfinite(w).all() or (w < 0).any():
-        raise ValueError("rewards must be finite, and weights finite and 0 or more")
-    used = (x > 0) & (w > 0)
-    return x[used], y[used], w[used], np.unique(labels[used], return_inverse=True)[1]
+    if not x.shape == y.shape[:1] == labels.shape:
+        shapes = ", ".join(str(each.shape) for each in (x, y, labels))
+        raise ValueError(f"one reward and curve a d: got shapes {shapes}")
+    if not np.isfinite(y).all():
+        raise ValueError("rewards must be finite")
+    used = x > 0
+    return x[used], y[used], np.unique(labels[used], return_inverse=True)[1]

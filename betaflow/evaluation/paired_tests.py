@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from math import erfc, log, sqrt
 from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,17 +20,8 @@ from betaflow.evaluation.bootstrap import (
 Array = NDArray[np.float64]
 
 
-class McNemar(NamedTuple):
-    """Documents right only by the arm, or only by the reference; two-sided p-values."""
-
-    gained: int
-    lost: int
-    exact: float
-    mid_p: float
-
-
-def mcnemar(arm: ArrayLike, reference: ArrayLike) -> McNemar:
-    """McNemar's test that both get the same share of documents right.
+def mcnemar(arm: ArrayLike, reference: ArrayLike) -> float:
+    """McNemar's two-sided mid-p value that both get the same share of documents right.
 
     Given the documents on which they differ, either is right on Binomial(gained + lost, 1/2) of
     them. The exact p-value is too large by nature; the mid-p value counts only half the chance of
@@ -50,7 +40,7 @@ def mcnemar(arm: ArrayLike, reference: ArrayLike) -> McNemar:
     for k in range(min(gained, lost)):
         seen = seen * (differ - k) // (k + 1)
         tail += seen
-    return McNemar(gained, lost, min(1.0, 2 * tail / 2**differ), (2 * tail - seen) / 2**differ)
+    return (2 * tail - seen) / 2**differ
 
 
 def clustered_p_value(arm: ArrayLike, reference: ArrayLike, clusters: ArrayLike) -> float:

@@ -10,12 +10,15 @@ What was not measured does not hold. Pure functions of numbers: a rule knows no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import isfinite
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from betaflow.evaluation.bootstrap import Estimate
 from betaflow.evaluation.power import Pilot, prompts_needed
+
+if TYPE_CHECKING:
+    from betaflow.config import Arm, Method
 
 AGAIN = "run `make align`"
 
@@ -28,6 +31,22 @@ class Rule(NamedTuple):
     found: float | None
     needed: float | None
     reason: str
+
+
+def candidates(sweep: Iterable[Arm], methods: Collection[Method], challenger: Arm) -> list[Arm]:
+    """The arms that could have been the challenger; itself among them.
+
+    Those of `promotion.methods`, where it is of these. One of another method was named, by whatever
+    was seen of the arms: then every model but SFT could have been.
+    """
+    named = challenger.method not in methods
+    return [
+        arm
+        for arm in sweep
+        if arm.method in methods
+        or arm == challenger
+        or (named and arm.has_model and arm.method != "sft")
+    ]
 
 
 def another_model(challenger: str | None, champion: str | None) -> Rule:

@@ -1,4 +1,4 @@
-"""Text beside reward: repetition, diversity, finished completions, length.
+"""Text beside reward: repetition, diversity, finished completions.
 
 A policy that is pushed to high reward may repeat itself, say the same to every prompt, ramble on
 or fall silent; none of that shows in a win rate. A completion is a sequence of tokens: ids, or the
@@ -21,12 +21,11 @@ Tokens = Sequence[Hashable]
 
 
 class TextQuality(NamedTuple):
-    """Means over completions, but `distinct`: over prompts. `length` in tokens, the others in 1."""
+    """Shares: means over completions, but `distinct`: over prompts."""
 
     repetition: Estimate
     distinct: Estimate
     finished: Estimate
-    length: Estimate
 
 
 def text_quality(
@@ -34,8 +33,6 @@ def text_quality(
     finished: ArrayLike,
     clusters: ArrayLike | None = None,
     *,
-    repeated: int = 4,
-    distinct: int = 2,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -46,15 +43,13 @@ def text_quality(
         completions: (N,) sequences of tokens.
         finished: (N,) whether each ended with EOS rather than at the limit.
         clusters: (N,) prompt ids; None: every completion is of another prompt.
-        repeated: n of the n-grams of `repetition`.
-        distinct: n of the n-grams of `distinct`.
         resamples, confidence, seed: as in `bootstrap.mean_interval`.
 
     Returns:
         `repetition`: `repeated_share` of each completion; of those too short for it none is known.
         `distinct`: `distinct_n` over the completions of each prompt, so that it tells how much the
         draws of a prompt differ; it falls with their number and length: compare arms by the same
-        number of draws. `finished`: the EOS rate, with the interval of `win_rate`. `length`.
+        number of draws. `finished`: the EOS rate, with the interval of `win_rate`.
 
     Raises:
         ValueError: other numbers of completions, finished and clusters.
@@ -70,13 +65,10 @@ def text_quality(
     for group, completion in zip(index, completions, strict=True):
         groups[group].append(completion)
     mean = partial(mean_interval, resamples=resamples, confidence=confidence, seed=seed)
-    rate = partial(win_rate, resamples=resamples, confidence=confidence, seed=seed)
-    shares = [repeated_share(completion, repeated) for completion in completions]
     return TextQuality(
-        mean(shares, labels),
-        mean([distinct_n(group, distinct) for group in groups], names),
-        rate(ended, labels),
-        mean([len(completion) for completion in completions], labels),
+        mean([repeated_share(completion) for completion in completions], labels),
+        mean([distinct_n(group) for group in groups], names),
+        win_rate(ended, labels, resamples=resamples, confidence=confidence, seed=seed),
     )
 
 

@@ -112,24 +112,6 @@ def _few(rate: float, verdicts: float, confidence: float) -> float:
     return rate * max(0.0, 1 - 1 / (9 * count) - z / (3 * sqrt(count))) ** 3
 
 
-def paired_scores(a: pd.DataFrame, b: pd.DataFrame, score: str) -> pd.DataFrame:
-    """Two arms' scores side by side.
-
-    Args:
-        a, b: samples of two arms, with the columns of `KEYS` and `score`.
-        score: the judge's column.
-
-    Returns:
-        Columns prompt_id, temperature, seed, score_a, score_b, in a's order.
-
-    Raises:
-        UserError: as `paired`.
-    """
-    return paired(a, b, [score]).rename(
-        columns={f"{score}_{side}": f"score_{side}" for side in "ab"}
-    )
-
-
 def paired(a: pd.DataFrame, b: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Two arms' samples side by side.
 

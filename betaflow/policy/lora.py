@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,18 +50,6 @@ def add_adapters(policy: Any, settings: LoRASettings, *, seed: int) -> None:
 def adapters(policy: Any) -> list[BaseTunerLayer]:
     """The layers that have an adapter."""
     return [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
-
-
-@contextmanager
-def adapters_off(policy: Any) -> Iterator[None]:
-    """Inside, the policy is its base again: the reference."""
-    for layer in adapters(policy):
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in adapters(policy):
-            layer.enable_adapters(True)
 
 
 def merge_adapters(policy: Any) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from betaflow.config import Arm, Params, candidates
+from betaflow.config import Arm, Params
 from betaflow.errors import UserError
 from betaflow.evaluation.calibration import calibration
-from betaflow.evaluation.promotion import simultaneous
+from betaflow.evaluation.promotion import candidates, simultaneous
 from betaflow.io import atomic_file, read_json, read_jsonl, write_json
 from betaflow.report.estimates import (
     KL_TEMPERATURE,
@@ -25,7 +25,7 @@ from betaflow.report.estimates import (
     judged,
     ppo_arm,
 )
-from betaflow.report.headline import best_row, headline_temperature, leads
+from betaflow.report.headline import best_row, leads
 from betaflow.report.html import render_html
 from betaflow.report.inputs import OUT, read_arms, read_samples, read_table
 from betaflow.report.judgements import with_verdicts
@@ -77,7 +77,7 @@ def build(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     shared = {name: read_json(out / name / "summary.json") for name in ("reference", "reward")}
     beside = read_json(out / "frontier" / "frontier.json")
     about_judge = read_json(out / "judgements" / "summary.json")
-    temperature = headline_temperature(params)
+    temperature = params.promotion.temperature
     pairs = pairwise(arms, samples, params.compare, temperature)
     tax = taxes(benchmarks, params.compare)
     found = estimates(arms, samples, summaries | shared, benchmarks, params.compare)
@@ -153,7 +153,7 @@ def _power(
     arm: str, models: Sequence[Arm], samples: Mapping[str, pd.DataFrame], params: Params
 ) -> dict[str, Any]:
     """`power` of an arm's promotion by its verdicts at the headline's temperature."""
-    here = [headline_temperature(params)]
+    here = [params.promotion.temperature]
     own, sft = (at(inside(samples, name), here) for name in (arm, SFT))
     verdicts = judged(own, sft, params.compare, SFT)
     (challenger,) = [model for model in models if model.name == arm]

@@ -15,7 +15,7 @@ import pandas as pd
 from betaflow.config import Arm, CompareSettings
 from betaflow.errors import UserError
 from betaflow.evaluation.bootstrap import Estimate, mean_interval
-from betaflow.evaluation.win_rate import KEYS, paired_scores, preferences, win_rate
+from betaflow.evaluation.win_rate import KEYS, paired, preferences, win_rate
 from betaflow.report.costs import whole
 
 Row = dict[str, Any]
@@ -110,9 +110,7 @@ def interval(values: Any, clusters: Any, settings: CompareSettings) -> Estimate:
     return mean_interval(
         values,
         clusters,
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
 
 
@@ -121,9 +119,7 @@ def won(verdicts: pd.DataFrame, settings: CompareSettings) -> Estimate:
     return win_rate(
         verdicts["preference"],
         verdicts["prompt_id"],
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
 
 
@@ -138,8 +134,9 @@ def judged(
     """
     if settings.judge == "llm" and baseline is not None:
         return a[KEYS].assign(preference=a[f"preference_vs_{baseline}"])
-    pairs = paired_scores(a, b, judge_column(settings))
-    return pairs.assign(preference=preferences(pairs["score_a"], pairs["score_b"]))
+    score = judge_column(settings)
+    pairs = paired(a, b, [score])
+    return pairs.assign(preference=preferences(pairs[f"{score}_a"], pairs[f"{score}_b"]))
 
 
 def benchmark_scores(benchmark: Mapping[str, Any]) -> Row:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from betaflow.config import Arm, CompareSettings
 from betaflow.errors import UserError
-from betaflow.evaluation.best_of_n import best_of_n
+from betaflow.evaluation.best_of_n import best_of_n_kl, best_of_n_rewards
 from betaflow.evaluation.bootstrap import UNKNOWN, Estimate, percentile_interval
 from betaflow.evaluation.control_variate import without_luck
 from betaflow.evaluation.frontier import (
@@ -125,9 +125,7 @@ def share_of_optimum(
         own["prompt_id"],
         draws.found,
         draws.prompts,
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
 
 
@@ -196,9 +194,7 @@ def _optimum(draws: Draws, settings: CompareSettings) -> Document:
     """The optimum's curve and band, up to the KL that the draws tell."""
     curve = ceiling(
         draws.found,
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
     return {
         "prompts": len(draws.prompts),
@@ -213,14 +209,8 @@ def _best_of_n(draws: Draws, settings: CompareSettings) -> list[Row]:
     """Best-of-N by the gold reward, for n = 1, 2, 4 and on."""
     found = []
     for n in sizes(draws.rewards.shape[1]):
-        point = best_of_n(
-            draws.rewards,
-            n,
-            resamples=settings.bootstrap,
-            confidence=settings.confidence,
-            seed=settings.seed,
-        )
-        found.append({"n": n, "kl": point.kl, **spread("reward", point.reward)})
+        reward = mean_interval(best_of_n_rewards(draws.rewards, n), None, settings)
+        found.append({"n": n, "kl": best_of_n_kl(n), **spread("reward", reward)})
     return found
 
 
@@ -328,7 +318,5 @@ def _area(points: Sequence[pd.DataFrame], draws: Draws, settings: CompareSetting
         draws.found,
         LOW_KL,
         high,
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )

@@ -14,12 +14,6 @@ from betaflow.report.methods import label, setting
 Document = dict[str, Any]
 
 
-def headline_temperature(params: Params) -> float:
-    """The temperature that the headline reads: promotion's, or 1 if nothing was sampled there."""
-    asked = float(params.promotion.temperature)
-    return asked if asked in params.sample.temperatures else 1.0
-
-
 def best_row(rows: Sequence[Row], temperature: float) -> Row:
     """The trained arm with the highest win rate against SFT; the first of equals."""
     return max(_trained(rows, temperature), key=lambda row: row["win_rate_vs_sft"])
@@ -36,7 +30,7 @@ def leads(
     Returns:
         Rows arm, difference, difference_low, difference_high, in the sweep's order.
     """
-    temperature = headline_temperature(params)
+    temperature = params.promotion.temperature
     at = {
         name: table[(table["temperature"] == temperature) & (table["domain"] == "in")]
         for name, table in samples.items()

@@ -197,7 +197,7 @@ def _ends(document: Document, points: Sequence[Spec], edge: float, reward: str) 
     rows, arms = document["rows"], [point["arm"] for point in points]
     x = axis("kl", "KL(π ‖ π_ref), nats a completion, T = 1", domainMin=0, domainMax=edge)
     y = axis("reward", f"{reward}, mean, T = 1")
-    shade = {"color": by_arm(rows, arms), "opacity": faded(0.9)}
+    shade = {"color": by_arm(arms), "opacity": faded(0.9)}
     shown = {"arm": "arm", "reward_told": reward, "kl_told": "KL, nats"}
     shown |= {"wins": "wins vs SFT", "of": "of"}
     low, high = ({"field": f"kl_{end}"} for end in ("low", "high"))
@@ -232,7 +232,7 @@ def _ways(
         "x": x,
         "y": y,
         "order": {"field": "step", "type": "quantitative"},
-        "color": by_arm(rows, arms),
+        "color": by_arm(arms),
         "opacity": faded(0.55, 0.03),
         "tooltip": tips(LOOKS_TIPS),
     }

@@ -59,17 +59,17 @@ def win_rate(document: Document) -> Spec:
             {
                 "mark": {"type": "area", "aria": False},
                 "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"},
-                             "color": by_arm(rows, arms), "opacity": faded(0.12, 0.0)},
+                             "color": by_arm(arms), "opacity": faded(0.12, 0.0)},
             },
             {
                 "mark": {"type": "line", "strokeWidth": 1.8, "aria": False},
-                "encoding": {"x": x, "y": y, "color": by_arm(rows, arms),
+                "encoding": {"x": x, "y": y, "color": by_arm(arms),
                              "strokeDash": dashed(rows, arms), "opacity": faded(1.0)},
             },
             {
                 "mark": {"type": "rule", "aria": False},
                 "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"},
-                             "color": by_arm(rows, arms), "opacity": faded(0.35)},
+                             "color": by_arm(arms), "opacity": faded(0.35)},
             },
             marks(rows, arms, x, y, shown),
         ]  # fmt: skip
@@ -135,7 +135,7 @@ def tax(document: Document, description: str) -> Spec:
             if row[column] is not None
         ]
         x, y = axis("value", one["axis"]), _names("arm", "", arms)
-        shade = {"color": by_arm(rows, arms), "opacity": faded(1.0)}
+        shade = {"color": by_arm(arms), "opacity": faded(1.0)}
         told = {"arm": "arm", "told": one["title"].replace("\n", ": ")}
         told |= {"p": "adjusted"} if column == "difference" else {}
         layers = [

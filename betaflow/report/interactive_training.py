@@ -39,12 +39,12 @@ def training(rows: Sequence[Row], metrics: Metrics, method: Method) -> Spec:
         layers = [
             {
                 "mark": {"type": "line", "strokeWidth": 1.8, "aria": False},
-                "encoding": {"x": x, "y": y, "color": by_arm(rows, arms),
+                "encoding": {"x": x, "y": y, "color": by_arm(arms),
                              "strokeDash": dashed(rows, arms), "opacity": faded(1.0)},
             },
             {
                 "mark": {"type": "point", "size": 60, "opacity": 0, "filled": True, "aria": False},
-                "encoding": {"x": x, "y": y, "color": by_arm(rows, arms), "tooltip": tips(shown)},
+                "encoding": {"x": x, "y": y, "color": by_arm(arms), "tooltip": tips(shown)},
             },
         ]  # fmt: skip
         description = f"{title} of the {LABELS[method]} arms over their training."

@@ -49,9 +49,7 @@ def _controlled(verdicts: pd.DataFrame, temperature: float, settings: CompareSet
         here["completion_tokens_a"],
         here["completion_tokens_b"],
         here["prompt_id"],
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
     return spread(NAME, found)
 

@@ -6,7 +6,7 @@ the method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,3 +110,12 @@ def seeds_of(arms: Sequence[Arm]) -> dict[tuple[str, str, float | None], list[st
         row = arm.model_dump()
         groups.setdefault((label(row), setting(row), arm.learning_rate), []).append(arm.name)
     return groups
+
+
+def trials(sweep: Iterable[Arm]) -> dict[Method, int]:
+    """By method, in the arms' order, its tuning trials: arms that differ in more than the seed."""
+    points = dict.fromkeys(arm.model_copy(update={"seed": None}) for arm in sweep)
+    found: dict[Method, int] = {}
+    for arm in points:
+        found[arm.method] = found.get(arm.method, 0) + 1
+    return found

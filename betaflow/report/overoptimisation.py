@@ -174,9 +174,7 @@ def _fit(d: Array, gains: Array, labels: Array, form: Form, settings: CompareSet
         gains,
         form,
         curves=labels if labels.any() else None,  # a single one: its prompts alone
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
     row: Row = {"form": form}
     for name in ("alpha", "beta", "peak_d"):
@@ -195,9 +193,7 @@ def _peak(curve: Curve, by: str, settings: CompareSettings) -> Row:
         curve.steps,
         curve.d,
         curve.gains[by],
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
     row: Row = {"highest": found.highest, "prompts": found.prompts, "kl": found.d.estimate**2}
     for name in ("step", "d", "reward", "decline"):

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from betaflow.config import Arm, trials
+from betaflow.config import Arm
 from betaflow.errors import UserError
 from betaflow.report import text
 from betaflow.report.estimates import Row
 from betaflow.report.frontier_plot import alt_text
-from betaflow.report.methods import LABELS, SCORERS, STRENGTHS
+from betaflow.report.methods import LABELS, SCORERS, STRENGTHS, trials
 
 COLOURS = 128  # of a plot in the page
 PIXELS = 1.5  # of a plot to one of the page, for sharp screens

@@ -33,13 +33,8 @@ def pairwise(
         `rating` over SFT's in points of the Elo scale, and of how many `prompts` and `verdicts`.
     """
     found = comparisons(arms, samples, settings, temperature)
-    resampling: dict[str, Any] = {
-        "resamples": settings.bootstrap,
-        "confidence": settings.confidence,
-        "seed": settings.seed,
-    }
-    matrix = pairwise_matrix(*found, **resampling)
-    ratings = bradley_terry(*found, anchor=SFT, **resampling)
+    matrix = pairwise_matrix(*found, **settings.resampling)
+    ratings = bradley_terry(*found, anchor=SFT, **settings.resampling)
     prompts = _prompts(found)
     return {
         "temperature": temperature,

@@ -38,9 +38,7 @@ def _quality(samples: pd.DataFrame, settings: CompareSettings) -> Row:
         [str(completion).split() for completion in samples["completion"]],
         samples["finish_reason"] == "stop",
         samples["prompt_id"],
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
+        **settings.resampling,
     )
     return (
         spread("repetition", found.repetition)

@@ -50,9 +50,7 @@ def taxes(benchmarks: Benchmarks, settings: CompareSettings) -> dict[str, Any]:
         found = task_differences(
             others,
             documents[SFT],
-            resamples=settings.bootstrap,
-            confidence=settings.confidence,
-            seed=settings.seed,
+            **settings.resampling,
         )
     except ValueError as error:
         raise UserError(f"{error}; delete out/benchmark and run again") from None

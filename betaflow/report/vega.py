@@ -90,7 +90,7 @@ def panel(title: str, description: str, values: Sequence[Spec], layers: Sequence
     }
 
 
-def by_arm(rows: Sequence[Row], arms: Sequence[str]) -> Spec:
+def by_arm(arms: Sequence[str]) -> Spec:
     """The colour of a mark by its arm."""
     # The page gives the colours of its theme as the configured range.
     return {"field": "arm", "type": "nominal", "scale": {"domain": list(arms)}, "legend": None}
@@ -125,7 +125,7 @@ def marks(
         "encoding": {
             "x": x,
             "y": y,
-            "color": by_arm(rows, arms),
+            "color": by_arm(arms),
             "shape": shaped(rows, arms),
             "opacity": faded(1.0),
             "tooltip": tips(shown),

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from betaflow.config import arms, load_params, trials
+from betaflow.config import arms, load_params
+from betaflow.report.methods import trials
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))

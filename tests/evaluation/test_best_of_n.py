@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from betaflow.evaluation.best_of_n import best_of_n, best_of_n_kl, best_of_n_rewards
+from betaflow.evaluation.best_of_n import best_of_n_kl, best_of_n_rewards
 from betaflow.evaluation.optimum import reward_at, trace
 
 GRADES = st.lists(st.integers(0, 4), min_size=6, max_size=6)
@@ -40,16 +40,13 @@ def test_rows_are_prompts_and_stay_apart() -> None:
     rewards = np.array([[0.0, 1.0, 2.0], [10.0, 10.0, 13.0]])
     np.testing.assert_allclose(best_of_n_rewards(rewards, 2), [5 / 3, 12.0])
     np.testing.assert_allclose(best_of_n_rewards(rewards, 2, [[1, 1, 1], [1, 1, 1]]), [1.0, 11.0])
-    found = best_of_n(rewards, 2)
-    assert (found.n, found.reward.estimate) == (2, pytest.approx((5 / 3 + 12) / 2))
-    assert found.reward.low < found.reward.estimate < found.reward.high
 
 
 def test_expected_maximum_of_many_draws() -> None:
     # The mean of the largest of n uniforms is n / (n + 1).
     rewards = np.random.default_rng(1).random((200, 1024))
     for n in (4, 64, 512):
-        assert best_of_n(rewards, n).reward.estimate == pytest.approx(n / (n + 1), abs=2e-3)
+        assert best_of_n_rewards(rewards, n).mean() == pytest.approx(n / (n + 1), abs=2e-3)
 
 
 def test_kl_is_that_of_the_distribution_of_the_best() -> None:
@@ -73,13 +70,13 @@ def test_best_of_n_lies_under_the_optimum_and_a_noisy_proxy_under_gold() -> None
     noisy = rewards + random.normal(size=rewards.shape)
     found = trace(rewards)
     for n in (2, 4, 8, 16, 24):
-        gold, proxy = best_of_n(rewards, n), best_of_n(rewards, n, noisy)
-        top = float(reward_at(found, gold.kl))
-        assert gold.kl < found.trusted_kl
-        assert rewards.mean() < proxy.reward.estimate < gold.reward.estimate < top
+        gold, proxy = (best_of_n_rewards(rewards, n, by).mean() for by in (None, noisy))
+        top = float(reward_at(found, best_of_n_kl(n)))
+        assert best_of_n_kl(n) < found.trusted_kl
+        assert rewards.mean() < proxy < gold < top
         # Choosing by a proxy of correlation 1/sqrt(2) gains that share of what gold gains.
-        assert proxy.reward.estimate / gold.reward.estimate == pytest.approx(0.707, abs=0.02)
-        assert gold.reward.estimate > 0.9 * top
+        assert proxy / gold == pytest.approx(0.707, abs=0.02)
+        assert gold > 0.9 * top
 
 
 def test_order_of_draws_does_not_matter_even_with_ties() -> None:
@@ -93,10 +90,10 @@ def test_order_of_draws_does_not_matter_even_with_ties() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="from 1 to 3"):
-        best_of_n([[1.0, 2.0, 3.0]], 4)
+        best_of_n_rewards([[1.0, 2.0, 3.0]], 4)
     with pytest.raises(ValueError, match="from 1 to 3"):
-        best_of_n([[1.0, 2.0, 3.0]], 0)
+        best_of_n_rewards([[1.0, 2.0, 3.0]], 0)
     with pytest.raises(ValueError, match="one proxy"):
-        best_of_n([[1.0, 2.0]], 1, [[1.0]])
+        best_of_n_rewards([[1.0, 2.0]], 1, [[1.0]])
     with pytest.raises(ValueError, match="NaN"):
-        best_of_n([[1.0, 2.0]], 1, [[1.0, math.nan]])
+        best_of_n_rewards([[1.0, 2.0]], 1, [[1.0, math.nan]])

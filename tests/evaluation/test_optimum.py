@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +25,6 @@ from betaflow.evaluation.optimum import (
     Tilted,
     harmonic_mean,
     kl_at,
-    optimum,
     reward_at,
     tilt,
     trace,
@@ -97,20 +95,16 @@ def test_reward_at_a_given_kl_has_little_bias_as_far_as_it_is_trusted() -> None:
     np.testing.assert_allclose(reward_at(found, kl), np.sqrt(2 * kl), rtol=0.01)
 
 
-def test_optimum_points_agree_with_each_other() -> None:
-    rewards = drawn_rewards(np.random.default_rng(4), WORLD, 2000)
-    points = optimum(rewards, [2.0, 1.0, 0.5, 0.3])
-    for point in points:
-        assert point.value.estimate == pytest.approx(
-            point.reward.estimate - point.beta * point.kl.estimate
-        )
-        assert point.value.estimate == pytest.approx(point.beta * point.log_z)
-        assert point.reward.low < point.reward.estimate < point.reward.high
-        assert 1 <= point.least_ess < min(point.ess, point.median_ess) < 2000
-    for before, after in pairwise(points):  # the shape of any such table
-        assert before.reward.estimate < after.reward.estimate
-        assert before.kl.estimate < after.kl.estimate
-        assert before.ess > after.ess
+def test_the_means_of_falling_betas_agree_with_each_other() -> None:
+    betas = np.array([2.0, 1.0, 0.5, 0.3])
+    found = tilt(drawn_rewards(np.random.default_rng(4), WORLD, 2000), betas)
+    np.testing.assert_allclose(found.reward - betas * found.kl, betas * found.log_z)
+    assert (np.diff(found.reward.mean(axis=0)) > 0).all()
+    assert (np.diff(found.kl.mean(axis=0)) > 0).all()
+    ess = [harmonic_mean(column) for column in found.ess.T]
+    assert (np.diff(ess) < 0).all()
+    assert (found.ess.min(axis=0) >= 1).all() and (found.ess.min(axis=0) < ess).all()
+    assert max(ess) < 2000
 
 
 def test_ess_is_all_draws_at_a_large_beta_and_the_best_ones_at_a_small() -> None:
@@ -217,13 +211,12 @@ def test_equal_rewards_leave_nothing_to_gain(same: float) -> None:
     np.testing.assert_allclose(reward_at(found, [0.0, 0.5, 9.0]), same, atol=1e-9)
 
 
-def test_a_single_prompt_has_a_curve_but_no_interval() -> None:
+def test_a_single_prompt_has_a_curve() -> None:
     rewards = drawn_rewards(np.random.default_rng(9), WORLD, 500)[:1]
-    (point,) = optimum(rewards, [0.8])
-    assert point.reward.estimate > rewards.mean()
-    assert math.isnan(point.reward.low)
-    assert reward_at(trace(rewards), point.kl.estimate) == pytest.approx(
-        point.reward.estimate, abs=1e-4
+    found = tilt(rewards, [0.8])
+    assert found.reward.item() > rewards.mean()
+    assert reward_at(trace(rewards), found.kl.item()) == pytest.approx(
+        found.reward.item(), abs=1e-4
     )
 
 

@@ -29,11 +29,10 @@ def test_known_coefficients_come_back(form: Form, alpha: float, beta: float) -> 
     bend = np.log(np.where(D > 0, D, 1)) if form == "rl" else D
     reward = D * (alpha - beta * bend)
     np.testing.assert_allclose(reward_at(D, alpha, beta, form), reward, atol=1e-12)
-    for weights in (None, np.arange(8.0)):
-        found = fit(D, reward, form, weights=weights)
-        assert (found.alpha, found.beta) == pytest.approx((alpha, beta), abs=1e-10)
-        assert found.rmse == pytest.approx(0, abs=1e-10)
-        assert (found.points, found.reason) == (7, "")
+    found = fit(D, reward, form)
+    assert (found.alpha, found.beta) == pytest.approx((alpha, beta), abs=1e-10)
+    assert found.rmse == pytest.approx(0, abs=1e-10)
+    assert (found.points, found.reason) == (7, "")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -51,15 +50,6 @@ def test_rmse_by_hand() -> None:
     found = fit([1, 2, 3], reward, "bon")
     assert found[1:5] == pytest.approx((4.0, 1.0, 2.0, 4.0))
     assert found.rmse == pytest.approx(0.1 * math.sqrt(19 / 3))
-
-
-def test_a_weight_of_two_is_the_point_twice_and_of_zero_is_none() -> None:
-    random = np.random.default_rng(0)
-    reward = random.normal(size=8)
-    twice = fit([*D, D[3]], [*reward, reward[3]], "rl")
-    weighted = fit([*D, 5.0], [*reward, 99.0], "rl", weights=[1, 1, 1, 2, 1, 1, 1, 1, 0])
-    assert weighted[1:6] == pytest.approx(twice[1:6])
-    assert weighted[1:6] != pytest.approx(fit(D, reward, "rl")[1:6])
 
 
 def test_a_curve_that_never_turns_has_no_peak() -> None:
@@ -84,21 +74,19 @@ def test_a_short_run_gives_nan_and_a_reason(d: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "d, reward, weights",
+    "d, reward",
     [
-        ([-1, 1, 2, 3], [0, 0, 0, 0], None),
-        ([math.nan, 1, 2, 3], [0, 0, 0, 0], None),
-        ([math.inf, 1, 2, 3], [0, 0, 0, 0], None),
-        ([1, 2, 3, 4], [math.nan, 0, 0, 0], None),
-        ([1, 2, 3, 4], [0, 0, 0], None),
-        ([1, 2, 3, 4], [[0, 0]] * 4, None),
-        ([1, 2, 3, 4], [0, 0, 0, 0], [1, 1, 1, -1]),
-        ([1, 2, 3, 4], [0, 0, 0, 0], [1, 1, 1]),
+        ([-1, 1, 2, 3], [0, 0, 0, 0]),
+        ([math.nan, 1, 2, 3], [0, 0, 0, 0]),
+        ([math.inf, 1, 2, 3], [0, 0, 0, 0]),
+        ([1, 2, 3, 4], [math.nan, 0, 0, 0]),
+        ([1, 2, 3, 4], [0, 0, 0]),
+        ([1, 2, 3, 4], [[0, 0]] * 4),
     ],
 )
-def test_what_is_no_curve_is_refused(d: list, reward: list, weights: list | None) -> None:
+def test_what_is_no_curve_is_refused(d: list, reward: list) -> None:
     with pytest.raises(ValueError, match=r"finite|one reward"):
-        fit(d, reward, "rl", weights=weights)
+        fit(d, reward, "rl")
 
 
 def test_an_unknown_form_is_refused() -> None:

@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from betaflow.config import Arm
 from betaflow.evaluation import paired_difference, pilot, win_rate
 from betaflow.evaluation.bootstrap import UNKNOWN, Estimate
 from betaflow.evaluation.promotion import (
     another_model,
+    candidates,
     controls_passed,
     enough_prompts,
     enough_seeds,
@@ -169,3 +171,15 @@ def test_a_metric_of_unknown_direction_rules_nothing_out() -> None:
     rule = not_worse("quiz", "score", between(-0.8, -0.8, -0.8), 0.1, higher_is_better=None)
     assert not rule.held
     assert "whether a higher score of quiz is better" in rule.reason
+
+
+def test_an_arm_of_another_method_was_chosen_among_all_models() -> None:
+    sft, best_of_n = Arm(method="sft"), Arm(method="best_of_n", n=4, scorer="gold")
+    dpo, ppo = Arm(method="dpo", seed=0), Arm(method="ppo", seed=0)
+    ipo = [Arm(method="ipo", seed=seed) for seed in range(5)]
+    sweep = [sft, dpo, *ipo, ppo, best_of_n]
+    assert candidates(sweep, ["dpo", "ppo"], ppo) == [dpo, ppo]
+    # Named, as the best of five say: by its name alone it would be one of three.
+    assert candidates(sweep, ["dpo", "ppo"], ipo[3]) == [dpo, *ipo, ppo]
+    assert candidates(sweep, ["dpo"], sft) == [sft, dpo, *ipo, ppo]
+    assert candidates(sweep, ["sft", "dpo"], dpo) == [sft, dpo]

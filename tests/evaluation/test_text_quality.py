@@ -1,4 +1,4 @@
-"""Repetition, distinct n-grams, finished completions, length: by hand, and coverage."""
+"""Repetition, distinct n-grams, finished completions: by hand, and coverage."""
 
 from __future__ import annotations
 
@@ -37,13 +37,12 @@ def test_ids_and_words_count_the_same() -> None:
 
 
 def test_quality_of_an_arm_by_hand() -> None:
-    completions = [[1, 2, 1, 2], [1, 2], [5, 6, 7], [8]]
-    found = text_quality(completions, [True, False, True, True], ["p", "p", "q", "q"], repeated=2)
-    prompts = ["p", "p", "q"]  # the last completion has no two tokens
+    completions = [[1, 2, 1, 2, 1, 2], [1, 2, 3, 4], [5, 6, 7, 8], [8]]
+    found = text_quality(completions, [True, False, True, True], ["p", "p", "q", "q"])
+    prompts = ["p", "p", "q"]  # the last completion has no four tokens
     assert found.repetition == pytest.approx(mean_interval([1 / 3, 0, 0], prompts))
-    assert found.distinct == mean_interval([2 / 4, 1], ["p", "q"])
+    assert found.distinct == mean_interval([4 / 8, 1], ["p", "q"])
     assert found.finished == win_rate([1, 0, 1, 1], ["p", "p", "q", "q"])
-    assert found.length == mean_interval([4, 2, 3, 1], ["p", "p", "q", "q"])
 
 
 def test_all_finished_is_not_certainty_and_nothing_is_nan() -> None:
@@ -51,7 +50,6 @@ def test_all_finished_is_not_certainty_and_nothing_is_nan() -> None:
     assert (found.finished.estimate, found.finished.high) == (1, 1)
     assert 0.9 < found.finished.low < 1
     assert math.isnan(found.repetition.estimate)  # three tokens have no 4-gram
-    assert found.length[:2] == (3, 0)
     empty = text_quality([], [])
     assert all(math.isnan(number) for figure in empty for number in figure)
     with pytest.raises(ValueError, match="1 completions, 2 finished"):

@@ -10,7 +10,7 @@ import pytest
 from simulated import LABELS, labelled
 
 from betaflow.errors import UserError
-from betaflow.evaluation import paired_scores, preferences, win_rate
+from betaflow.evaluation import paired, preferences, win_rate
 
 
 def test_preferences() -> None:
@@ -87,17 +87,17 @@ def table(rows: list[tuple[str, float, int, float]]) -> pd.DataFrame:
 def test_pairs_are_made_by_key_whatever_the_order() -> None:
     a = table([("p", 1.0, 0, 1.0), ("p", 1.0, 1, 2.0), ("q", 0.0, 0, 3.0)])
     b = table([("q", 0.0, 0, 30.0), ("p", 1.0, 1, 20.0), ("p", 1.0, 0, 10.0)])
-    pairs = paired_scores(a, b, "gold_reward")
+    pairs = paired(a, b, ["gold_reward"])
     assert pairs["prompt_id"].tolist() == ["p", "p", "q"]
-    assert pairs["score_b"].tolist() == (10 * pairs["score_a"]).tolist()
+    assert pairs["gold_reward_b"].tolist() == (10 * pairs["gold_reward_a"]).tolist()
 
 
 def test_arms_sampled_over_different_keys_cannot_be_paired() -> None:
     a = table([("p", 1.0, 0, 1.0)])
     with pytest.raises(UserError, match="same prompts, temperatures and seeds"):
-        paired_scores(a, table([("p", 1.0, 0, 1.0), ("p", 1.0, 1, 1.0)]), "gold_reward")
+        paired(a, table([("p", 1.0, 0, 1.0), ("p", 1.0, 1, 1.0)]), ["gold_reward"])
     with pytest.raises(UserError, match="same prompt, temperature and seed"):
-        paired_scores(a, pd.concat([a, a]), "gold_reward")
+        paired(a, pd.concat([a, a]), ["gold_reward"])
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.9, 0.97, 0.99])

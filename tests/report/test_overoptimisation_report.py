@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgba
 
 from betaflow.config import Arm, CompareSettings, load_params
 from betaflow.errors import UserError
-from betaflow.evaluation.best_of_n import best_of_n, best_of_n_kl
+from betaflow.evaluation.best_of_n import best_of_n_kl, best_of_n_rewards
 from betaflow.io import write_json
 from betaflow.report.curves import Looks
 from betaflow.report.overoptimisation import Document, overoptimisation
@@ -202,7 +202,7 @@ def test_best_of_n_by_the_reward_model() -> None:
     assert [row["n"] for row in best["curve"]] == [1, 2, 4, 8, 16, 32]
     row = best["curve"][3]
     assert row["kl"] == best_of_n_kl(8)
-    expected = best_of_n(gold, 8, proxy).reward.estimate - gold.mean()
+    expected = best_of_n_rewards(gold, 8, proxy).mean() - gold.mean()
     assert row["gold_reward_gain"] == pytest.approx(expected)
     assert row["reward_model_gain"] > 1.3 * row["gold_reward_gain"]
     assert [found["points"] for found in best["fits"]] == [5, 5]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from betaflow.config import Method, Params
+from betaflow.config import Arm, Method, Params
 from betaflow.io import read_json
 from betaflow.report.build import build
-from betaflow.report.methods import LABELS, LOOKS, colours, label, setting
+from betaflow.report.methods import LABELS, LOOKS, colours, label, setting, trials
 from betaflow.report.plots import (
     CURVES,
     alt_texts,
@@ -143,3 +143,14 @@ def test_the_reward_model_s_calibration_is_drawn_where_there_are_held_out_pairs(
     found = read_json(tmp_path / "estimates.json")
     assert found["reward_model"] is None
     assert "reward_model" not in titles(found) | alt_texts(found)
+
+
+def test_seeds_are_no_tuning_trials() -> None:
+    sweep = [
+        Arm(method="dpo", beta=beta, learning_rate=rate, seed=seed)
+        for beta in (0.1, 1.0)
+        for rate in (1e-6, 1e-5, 1e-4)
+        for seed in (0, 1)
+    ]
+    sweep += [Arm(method="ppo", beta=0.1, target_kl=kl, seed=0) for kl in (0, 6)]
+    assert trials(sweep) == {"dpo": 6, "ppo": 2}

@@ -44,10 +44,10 @@ def test_the_best_of_the_methods_that_may_be(
     compared: Params, methods: list[str], best: str
 ) -> None:
     rules = compared.promotion.model_copy(update={"methods": methods})
-    assert choose(compared.model_copy(update={"promotion": rules}), None)[0].method == best
+    assert choose(compared.model_copy(update={"promotion": rules}), None).method == best
 
 
 def test_best_of_n_is_no_model_to_promote(compared: Params) -> None:
-    assert choose(compared, "ipo-b0.1-lr0.0005-s0")[0].method == "ipo"
+    assert choose(compared, "ipo-b0.1-lr0.0005-s0").method == "ipo"
     with pytest.raises(UserError, match="no model 'best_of_n-gold-n4' was compared"):
         choose(compared, "best_of_n-gold-n4")

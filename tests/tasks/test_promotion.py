@@ -17,10 +17,10 @@ from endpoints import settings as llm_settings
 from mlflow.artifacts import download_artifacts
 from promotions import BETTER, GOOD, SAME, benchmark, judged
 
-from betaflow.config import Arm, Params, arms, candidates, load_params
+from betaflow.config import Arm, Params, arms, load_params
 from betaflow.errors import UserError
 from betaflow.evaluation.alignment_tax import paired_difference
-from betaflow.evaluation.promotion import Rule
+from betaflow.evaluation.promotion import Rule, candidates
 from betaflow.evaluation.win_rate import KEYS
 from betaflow.io import write_json, write_jsonl
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
