@@ -224,18 +224,10 @@ def _differences(params: Params, ours: Any, theirs: Any) -> Iterator[tuple[str, 
         if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
             yield metric, None
             continue
-        confidence, clusters = params.compare.confidence, ours.get("clusters")
-        found = paired_difference(
-            a,
-            b,
-            metric,
-            clusters,
-            resamples=params.compare.bootstrap,
-            confidence=confidence,
-            seed=params.compare.seed,
-        ).difference
+        settings, clusters = params.compare, ours.get("clusters")
+        found = paired_difference(a, b, metric, clusters, **settings.resampling).difference
         if metric not in OF_MEAN_LOGLIKELIHOOD:
-            found = no_surer_than_alike(found, a, b, clusters, confidence=confidence)
+            found = no_surer_than_alike(found, a, b, clusters, confidence=settings.confidence)
         yield metric, found
 
 
