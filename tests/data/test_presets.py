@@ -41,11 +41,7 @@ def test_preset_is_valid_whole_and_explained(path: Path) -> None:
         assert not text.strip() or (mark and comment.strip()), f"{path}:{number} has no comment"
 
 
-# Those that compare methods at their best; the other lets arms go far on purpose.
-FAIR = [path for path in PRESETS if path.stem != "overoptimisation"]
-
-
-@pytest.mark.parametrize("path", FAIR, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_every_method_has_as_many_tuning_trials(path: Path) -> None:
     found = trials(arms(load_params(path)))
     for dialless in ("sft", "preferred_ft", "best_of_n"):
