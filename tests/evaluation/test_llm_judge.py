@@ -694,7 +694,9 @@ import sys
 from pathlib import Path
 from test_llm_judge import LLMJudge, many, settings
 from tasks._main import run
-run(lambda: print(LLMJudge(settings(sys.argv[1], concurrency=2), Path(sys.argv[2]))(many(10))))
+def main():
+    print(LLMJudge(settings(sys.argv[1], concurrency=2), Path(sys.argv[2]))(many(10)))
+run(main, parses=True)
 """
 
 

@@ -15,7 +15,7 @@ EVIL = "</script><script>window.hacked=1</script> <img src=x onerror=window.hack
 FIGURES = ["reward_kl", "frontier", "win_rate", "training_dpo", "training_ppo", "reward_model"]
 FIGURES += ["pairwise", "alignment_tax"]
 NUMBERS = {"training_dpo": 3, "training_ppo": 2, "reward_model": 2, "frontier": 2}
-DPO, PPO = "dpo-b0.1-lr0.001-s0", "ppo-b0.1-kl0-lr0.0005-s0"
+DPO, PPO = "dpo-b0.1-lr0.001-s0", "ppo-b0.1-kl0-lr0.0003-s0"
 WAIT = 120_000  # ms; a busy machine draws slowly
 
 

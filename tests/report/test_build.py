@@ -20,7 +20,7 @@ Workspace = Callable[..., Params]
 
 
 DPO = "dpo-b0.1-lr0.001-s0"
-PPO = "ppo-b0.1-kl0-lr0.0005-s0"
+PPO = "ppo-b0.1-kl0-lr0.0003-s0"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -401,8 +401,8 @@ def test_the_files_and_the_report(
     assert any(row["optimum_fraction"] is not None for row in own.values())
     assert own["dpo-b0.1-lr0.001-s0"]["whole_flops"] == 3e12
     assert own["dpo-b0.1-lr0.001-s0"]["whole_seconds"] is None  # the reference's was not taken
-    assert own["ppo-b0.1-kl0-lr0.0005-s0"]["whole_flops"] == 7e12
-    assert own["ppo-b0.1-kl0-lr0.0005-s0"]["whole_seconds"] == 53.25
+    assert own["ppo-b0.1-kl0-lr0.0003-s0"]["whole_flops"] == 7e12
+    assert own["ppo-b0.1-kl0-lr0.0003-s0"]["whole_seconds"] == 53.25
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [tag for tag, _ in Page(page).tags].count("img") == 8
     assert "dpo-b0.1-lr0.001-s0 lies above the optimum" in page
@@ -421,7 +421,7 @@ def test_the_stage_warns(
 ) -> None:
     params = workspace(draws=64, prompts=12, resamples=100)
     monkeypatch.setattr(tasks.frontier, "load_params", lambda: params)
-    name = "ppo-b0.1-kl0-lr0.0005-s0"
+    name = "ppo-b0.1-kl0-lr0.0003-s0"
     path = Path(f"out/samples/{name}.parquet")
     table = pd.read_parquet(path)
     table["gold_reward"] += 30

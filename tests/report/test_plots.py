@@ -107,7 +107,7 @@ def test_every_method_has_a_name_a_look_and_a_legend_entry(
     assert words["dpo-b0.1-lr0.001-s0"] == "DPO: β = 0.1"
     assert words["unlikelihood-a0-lr0.001-s0"] == "Preferred-FT: "
     assert words["unlikelihood-a0.5-lr0.001-s0"] == "Unlikelihood: α = 0.5"
-    assert words["ppo_gt-b0.1-kl6-lr0.0005-s0"] == "PPO-GT: β = 0.1, target KL = 6"
+    assert words["ppo_gt-b0.1-kl6-lr0.0003-s0"] == "PPO-GT: β = 0.1, target KL = 6"
     assert words["best_of_n-gold-n16"] == "Best-of-N (gold): n = 16"
 
 
