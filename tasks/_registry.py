@@ -32,10 +32,16 @@ class ChampionChanged(UserError):
 
 
 class Version(NamedTuple):
-    """A version as the registry has it."""
+    """A version as the registry has it; `source`: the address of its files."""
 
     number: int
     tags: dict[str, str]
+    source: str
+
+    @classmethod
+    def of(cls, found: Any) -> Version:
+        """From MLflow's."""
+        return cls(int(found.version), dict(found.tags), found.source)
 
 
 class Registry:
@@ -66,14 +72,15 @@ class Registry:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        return Version(number, dict(found.tags))
+        return Version.of(found)
 
     def versions(self) -> list[Version]:
         """Every version, the newest first."""
-        found, token = [], None
+        found: list[Version] = []
+        token = None
         while True:
             page = self.client.search_model_versions(f"name = '{self.model}'", page_token=token)
-            found += [Version(int(one.version), dict(one.tags)) for one in page]
+            found += map(Version.of, page)
             if not (token := page.token):
                 return sorted(found, key=lambda one: -one.number)
 

@@ -72,16 +72,15 @@ def _unused(registry: Registry, tags: Mapping[str, str]) -> int | None:
 
     None: there is none.
     """
-    found = registry.client.search_model_versions(f"name = '{registry.model}'")
-    fit = [
-        int(one.version)
-        for one in found
+    fit = (
+        one.number
+        for one in registry.versions()
         if one.source.startswith(LOGGED)  # not of a run's artifacts, as older versions are
         and REPLACES not in one.tags
         and IN_USE not in one.tags
         and all(one.tags.get(key) == value for key, value in tags.items())
-    ]
-    return max(fit, default=None)
+    )
+    return next(fit, None)
 
 
 def _log_card(registry: Registry, address: str, card: Callable[[str], str], place: Path) -> None:
