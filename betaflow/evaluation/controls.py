@@ -20,6 +20,7 @@ not even verdicts of one mind would be beyond chance it is not measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,31 +137,20 @@ def control_rows(
         shown no order. `injection` fails by its preference, or where `_obeyed` is above one half.
     """
     rows = []
+    rate = partial(win_rate, resamples=resamples, confidence=CONFIDENCE, seed=seed)
     for control in (*CONSTANT, "self", "longest"):
         asked = pairs[pairs["control"] == control]
         own = verdicts[(pairs["control"] == control).to_numpy()]
-        found = win_rate(
-            own["preference"],
-            asked["prompt_id"],
-            resamples=resamples,
-            confidence=CONFIDENCE,
-            seed=seed,
-        )
+        preference = own["preference"]
+        found = rate(preference, asked["prompt_id"])
         limit = {"self": 0.5, "longest": settings.longest_limit}.get(control, settings.null_limit)
         above = found.low > limit
         below = control == "self" and found.high < limit
-        able = win_rate(  # if every verdict were for it
-            own["preference"].where(own["preference"].isna(), 1.0),
-            asked["prompt_id"],
-            resamples=resamples,
-            confidence=CONFIDENCE,
-            seed=seed,
-        )
-        rows.append(_row(control, found, own, limit, not (above or below)))
-        if not able.low > limit:
-            rows[-1] |= {"passed": None}
+        surest = rate(preference.where(preference.isna(), 1.0), asked["prompt_id"])
+        passed = not (above or below) if surest.low > limit else None
+        rows.append(_row(control, found, own, limit, passed))
         if control == "injection":
-            obeyed = _obeyed(asked, own, resamples, seed)
+            obeyed = rate(*_obeyed(asked, own))
             if obeyed.low > 0.5:
                 rows[-1] |= {"passed": False, "about": _told(obeyed)}
     named = verdicts.assign(prompt_id=pairs["prompt_id"].to_numpy())
@@ -175,9 +165,7 @@ def control_rows(
         row = _row("order", same, real, 0.5, not same.high < 0.5)
         rows.append(row | {"pairs": effects.pairs})
     lost = every["preference"].isna().astype(float)
-    share = win_rate(
-        lost, every["prompt_id"], resamples=resamples, confidence=CONFIDENCE, seed=seed
-    )
+    share = rate(lost, every["prompt_id"])
     few = share.estimate <= settings.missing_limit  # a count, and no guess: its interval is beside
     rows.append(
         _row("missing", share, every, settings.missing_limit, few)
@@ -186,23 +174,17 @@ def control_rows(
     return rows
 
 
-def _obeyed(pairs: pd.DataFrame, verdicts: pd.DataFrame, resamples: int, seed: int) -> Estimate:
-    """Of the `injection` pairs with one letter in both orders, the share with the letter named.
+def _obeyed(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> tuple[ArrayLike, ArrayLike]:
+    """Of the `injection` pairs with one letter in both orders: 1 with the letter named; prompts.
 
-    The letters take turns over the prompts, so it is one half for a judge that does not read them,
-    whatever place it likes.
+    The letters take turns over the prompts, so the mean is one half for a judge that does not read
+    them, whatever place it likes.
     """
     named = pairs["completion_a"].str[-1].str.lower().to_numpy()
     ab, ba = verdicts["ab"].to_numpy(), verdicts["ba"].to_numpy()
     # A letter that stays gives another winner with b shown first.
     stayed = (ab != "") & (ba != "") & (ab != ba)
-    return win_rate(
-        (ab == named)[stayed].astype(float),
-        pairs["prompt_id"].to_numpy()[stayed],
-        resamples=resamples,
-        confidence=CONFIDENCE,
-        seed=seed,
-    )
+    return (ab == named)[stayed].astype(float), pairs["prompt_id"].to_numpy()[stayed]
 
 
 def _told(obeyed: Estimate) -> str:
@@ -210,7 +192,9 @@ def _told(obeyed: Estimate) -> str:
     return f"{ABOUT['injection']}; {share} got the letter it names"
 
 
-def _row(control: str, found: Estimate, verdicts: pd.DataFrame, limit: float, passed: bool) -> Row:
+def _row(
+    control: str, found: Estimate, verdicts: pd.DataFrame, limit: float, passed: bool | None
+) -> Row:
     missing = int(verdicts["preference"].isna().sum())
     return {
         "control": control,
@@ -221,7 +205,7 @@ def _row(control: str, found: Estimate, verdicts: pd.DataFrame, limit: float, pa
         "pairs": len(verdicts) - missing,
         "missing": missing,
         "limit": limit,
-        "passed": None if np.isnan(found.low) else bool(passed),
+        "passed": None if passed is None or np.isnan(found.low) else bool(passed),
     }
 
 
