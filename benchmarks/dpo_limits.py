@@ -14,44 +14,31 @@ that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
-from betaflow.config import DPOTraining, OnlineSettings, Params, load_params
+from benchmarks._limits import DRAWN_TOGETHER, Row, Workspace, run_cases
+from betaflow.config import DPOTraining, OnlineSettings, Params
 from betaflow.data.tokenise import Encoded
-from betaflow.errors import UserError
-from betaflow.evaluation.curve import Probe, probe
-from betaflow.evaluation.frontier import fraction_of_optimum
-from betaflow.io import atomic_file, write_json
-from betaflow.policy.loading import load_policy, load_tokenizer
+from betaflow.policy.loading import load_policy
 from betaflow.policy.packing import all_sequences
 from betaflow.policy.scorer import Scorer
-from betaflow.report.canvas import new_figure, save
-from betaflow.report.frontier import Draws, read_draws
 from betaflow.sampling.engine import Completion, Request
 from betaflow.sampling.hf_engine import HFEngine
 from betaflow.training.dpo import ReferencedPairs, dpo_objective, train_dpo
 from betaflow.training.online_dpo import train_online_dpo
 from betaflow.training.prepare import prepare
 from betaflow.worlds.sentiment import gold_reward
-from tasks._inputs import held_out_prompts, training_prompts
 
-DRAWN_TOGETHER, SCORED_TOKENS = 512, 8192
+SCORED_TOKENS = 8192
 ONLINE_PROMPTS = 64  # a step
-PROBE_DRAWS = 16  # completions of each held-out prompt
 NO_PAIRS = ReferencedPairs([], [], [], torch.zeros(0), torch.zeros(0))
-Row = dict[str, Any]
 
 
 class Case(NamedTuple):
@@ -123,31 +110,17 @@ class Pool(NamedTuple):
         )
 
 
-class Trial:
-    """A workspace's reference, prompts and optimum, and what is done with them."""
+class Trial(Workspace):
+    """A workspace, and what is done in it."""
 
     def __init__(self, params: Params, prompts: int, draws: int) -> None:
-        self.params, self.draws = params, draws
-        self.tokenizer = load_tokenizer("out/sft")
-        self.pad = self.tokenizer.pad_token_id
-        self.reference = load_policy("out/sft").eval()
-        longest = params.pairs.max_prompt_tokens
-        self.prompts = training_prompts(self.tokenizer, longest)[:prompts]
-        self.held_out = held_out_prompts(self.tokenizer, longest, params.sample.prompts)
-        self.optimum = self._optimum()
+        super().__init__(params, prompts)
+        self.draws = draws
 
     @cached_property
     def pool(self) -> Pool:
         """The reference's own completions."""
         return self.complete(self.reference, self.prompts, seed=0)
-
-    def _optimum(self) -> Draws:
-        path = Path("out/optimum/draws.parquet")
-        table = pd.read_parquet(path) if path.exists() else pd.DataFrame()
-        found = read_draws(table, self.params.optimum.minimum_ess) if len(table) else None
-        if found is None:
-            raise UserError("no optimum here: run presets/frontier.yaml as far as `optimum` first")
-        return found
 
     def complete(self, policy: Any, prompts: Sequence[Row], seed: int) -> Pool:
         """Draw completions at T = 1, and give each its gold reward and log pi_ref."""
@@ -245,41 +218,6 @@ class Trial:
         )
         return policy
 
-    def score(self, policy: Any) -> Row:
-        """Reward, KL and share of the optimum's gain on held-out prompts; drift of the length."""
-        asked = Probe(
-            self.held_out, PROBE_DRAWS, self.params.sample.max_new_tokens, 256, "float32",
-            gold_reward,
-        )  # fmt: skip
-        engine = HFEngine(policy.eval(), self.tokenizer, DRAWN_TOGETHER)
-        seen = probe(policy, self.reference, engine, asked)
-        share = fraction_of_optimum(
-            seen["gold_reward"],
-            seen["kl"],
-            seen["prompt_id"],
-            self.optimum.found,
-            self.optimum.prompts,
-        )
-        within = seen.groupby("prompt_id")[["log_ratio", "gold_reward", "completion_tokens"]]
-        correlations = (seen[list(within.mean())] - within.transform("mean")).corr()["log_ratio"]
-        return {
-            "reward": share.reward,
-            "kl": share.kl,
-            "optimum": share.optimum,
-            "fraction": (share.reward - share.reference) / (share.optimum - share.reference),
-            "low": none_for_nan(share.fraction.low),
-            "high": none_for_nan(share.fraction.high),
-            "note": share.note,
-            "tokens": float(seen["completion_tokens"].mean()),
-            "log_ratio_and_reward": float(correlations["gold_reward"]),
-            "log_ratio_and_tokens": float(correlations["completion_tokens"]),
-        }
-
-
-def none_for_nan(number: float) -> float | None:
-    """JSON has no NaN."""
-    return None if np.isnan(number) else float(number)
-
 
 def labelled(pool: Pool, case: Case, seed: int) -> ReferencedPairs:
     """Pairs within each prompt, labelled by Bradley-Terry under the gold reward."""
@@ -302,30 +240,12 @@ def labelled(pool: Pool, case: Case, seed: int) -> ReferencedPairs:
     return ReferencedPairs(ids, chosen, rejected, logps[prompts, firsts], logps[prompts, seconds])
 
 
-def draw(rows: Sequence[Row]) -> Figure:
-    """Each case's share of the optimum's gain, its KL beside it; a mark a seed.
-
-    Hollow: the draws do not tell the optimum at so large a KL, and the share is at least this.
-    """
-    names = list(dict.fromkeys(row["case"] for row in rows))
-    figure, (axes,) = new_figure(8.0, 0.8 + 0.34 * len(names))
-    for row in rows:
-        height = -names.index(row["case"]) + 0.14 * row["seed"]
-        ends = (
-            [row["fraction"] - (row["low"] or row["fraction"])],
-            [(row["high"] or row["fraction"]) - row["fraction"]],
-        )
-        axes.errorbar(
-            row["fraction"], height, xerr=ends, fmt="o", color="#0a3d80", markersize=5,
-            markerfacecolor="white" if row["note"] else "#0a3d80",
-        )  # fmt: skip
-        axes.annotate(
-            f"{row['kl']:.1f} nats", (1.01, height), xycoords=("axes fraction", "data"),
-            fontsize=7.5, va="center",
-        )  # fmt: skip
-    axes.set_yticks([-place for place in range(len(names))], names)
-    axes.set_xlabel("share of the optimum's gain at the policy's KL; hollow: at least")
-    return figure
+def open_trial(
+    params: Params, given: argparse.Namespace
+) -> tuple[Trial, Callable[[Case, int], Any]]:
+    """The workspace, and what trains in it."""
+    trial = Trial(params, given.prompts, given.draws)
+    return trial, trial.train
 
 
 def main() -> None:
@@ -334,31 +254,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("out/limits"), help="folder to write to")
-    parser.add_argument("--prompts", type=int, default=4000, help="training prompts, at most")
     parser.add_argument("--draws", type=int, default=8, help="completions of each")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of labels and order")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    names = [case.name for case in CASES]
-    parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE",
-        help=f"those of: {'; '.join(names)}")  # fmt: skip
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    params = load_params()
-    path = given.out / "limits.json"
-    rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
-    trial = Trial(params, given.prompts, given.draws)
-    given.out.mkdir(parents=True, exist_ok=True)
-    for seed in given.seeds:
-        for case in (one for one in CASES if one.name in given.cases):
-            about = {"case": case.name, "seed": seed, "prompts": given.prompts}
-            if any(about.items() <= row.items() for row in rows):
-                continue
-            rows.append({**about, **trial.score(trial.train(case, seed))})
-            write_json(path, rows)
-            told = rows[-1]
-            print(f"{case.name} (seed {seed}): {told['fraction']:.1%} at {told['kl']:.2f} nats")
-    with atomic_file(given.out / "limits.png") as temporary:
-        save(lambda: draw(rows), temporary)
+    run_cases(parser, CASES, open_trial)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from betaflow.evaluation.alignment_tax import (
     paired_difference,
 )
 from betaflow.evaluation.bootstrap import Estimate
+from betaflow.evaluation.controls import CONFIDENCE
+from betaflow.evaluation.judges import VERDICT, order_effects
 from betaflow.evaluation.length_control import length_controlled_win_rate
 from betaflow.evaluation.power import pilot
 from betaflow.evaluation.promotion import (
@@ -31,6 +33,7 @@ from betaflow.evaluation.promotion import (
     not_rolled_back,
     not_worse,
     nothing_measured,
+    same_in_both_orders,
     simultaneous,
     unpaired,
     wins,
@@ -74,6 +77,9 @@ def rules(
     lost = _win_rates(compare, verdicts.fillna({"preference": 0.0})) if missing > 0 else {}
     limit = compare.controls.missing_limit
     found.append(enough_verdicts(missing, limit, [*lost.values()]))
+    if compare.judge == "llm":
+        how = compare.resampling | {"confidence": CONFIDENCE}
+        found.append(same_in_both_orders(order_effects(verdicts, verdicts["prompt_id"], **how)))
     if settings.margins is not None:
         found += _task_rules(params, challenger.benchmark, champion.benchmark)
         if champion.name != SFT:  # else a row of champions may each lose nearly the margin
@@ -102,8 +108,8 @@ def judged_against(
 
     Returns:
         In domain, at `promotion.temperature`: prompt_id, preference (NaN: no verdict), and both
-        completions' tokens, `completion_tokens_a` the challenger's. And what a language model's
-        answers took (`Usage`), None where none was asked for this.
+        completions' tokens, `completion_tokens_a` the challenger's; of a language model its
+        `VERDICT` too. And what its answers took (`Usage`), None where none was asked for this.
     """
     a, b = (_in_question(params, one.samples) for one in (challenger, champion))
     if (
@@ -118,10 +124,11 @@ def judged_against(
         told = preferences(pairs[f"{score}_a"], pairs[f"{score}_b"])
         return pairs.assign(preference=told), None
     if champion.name == SFT:
-        return pairs.merge(_verdicts(challenger.name), on=KEYS, how="left"), None
+        known = pairs.merge(_verdicts(challenger.name), on=KEYS, how="left")
+        return known.fillna({"ab": "", "ba": ""}), None
     # Of a champion from elsewhere nothing was asked yet; answers are kept, and asked for once.
     found, usage = judge(pairs.assign(prompt=a["prompt"].to_numpy()), params.compare)
-    return pairs.assign(preference=found["preference"].to_numpy()), usage
+    return pairs.assign(**{name: found[name].to_numpy() for name in VERDICT}), usage
 
 
 def _shifted(samples: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +142,7 @@ def _verdicts(arm: str) -> pd.DataFrame:
     """What the language model said of an arm against SFT in the stage `judge`."""
     told = read_table(JUDGEMENTS / "verdicts.parquet")
     own = told[(told["arm"] == arm) & (told["baseline"] == SFT)]
-    return own[[*KEYS, "preference"]]
+    return own[[*KEYS, *VERDICT]]
 
 
 def _in_question(params: Params, samples: pd.DataFrame) -> pd.DataFrame:

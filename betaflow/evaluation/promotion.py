@@ -15,6 +15,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from betaflow.evaluation.bootstrap import Estimate
+from betaflow.evaluation.judges import OrderEffects
 from betaflow.evaluation.power import Pilot, prompts_needed
 
 if TYPE_CHECKING:
@@ -236,6 +237,21 @@ def enough_verdicts(missing: float, limit: float, lost: Sequence[Estimate | None
         f"length-controlled): the lower ends are {ends} above one half."
     )
     return Rule("verdicts", held, missing, limit, reason)
+
+
+def same_in_both_orders(effects: OrderEffects) -> Rule:
+    """The order of showing did not decide more of the verdicts in question than it left alone.
+
+    Args:
+        effects: of a language model's verdicts; their interval as of the judge's control `order`.
+    """
+    same = effects.consistency
+    if not effects.pairs or not _known(same):
+        return _missing("order", 0.5, f"no pair was judged in both orders; {AGAIN}")
+    held = same.high >= 0.5
+    shown = f"{_percent(same)} of {effects.pairs} pairs judged in both orders had one winner"
+    verdict = "not below one half" if held else "the order decides more of them than the texts do"
+    return Rule("order", held, same.high, 0.5, f"{shown}: {verdict}.")
 
 
 def controls_passed(results: Mapping[str, bool | None] | None, needed: Sequence[str]) -> Rule:

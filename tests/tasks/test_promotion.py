@@ -494,7 +494,9 @@ def test_a_language_model_judges_a_champion_when_they_first_meet(
     """Against SFT its verdicts are the stage's; of another's completions it is asked, once."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     verdicts = pd.read_parquet(f"out/samples/{GOOD}.parquet")[KEYS]
-    verdicts = verdicts.assign(arm=GOOD, baseline="sft", preference=[1.0, 0.5] * 60)
+    verdicts = verdicts.assign(
+        arm=GOOD, baseline="sft", preference=[1.0, 0.5] * 60, ab="a", ba=["a", "b"] * 60, missing=""
+    )
     verdicts.iloc[:-1].to_parquet("out/judgements/verdicts.parquet")
 
     def answer(body: dict[str, Any]) -> Reply:
@@ -551,6 +553,30 @@ def test_a_judge_that_leaves_verdicts_on_a_champion_missing_promotes_nothing(
             found = rules(asking, arm, evidence(BETTER), evidence(GOOD))
         (rule,) = [rule for rule in found if rule.name == "verdicts"]
         assert (rule.held, rule.found) == (held, len(refused) / 60)
+
+
+def test_a_judge_that_goes_by_the_order_with_a_champion_promotes_nothing(
+    sweep: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage's control is of SFT's draws; near a champion a judge may see no difference."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (arm,) = [arm for arm in arms(sweep) if arm.name == BETTER]
+
+    def answer(body: dict[str, Any]) -> Reply:
+        prompt, first, _ = texts(body["messages"][0]["content"])
+        sees = int(prompt.split()[3]) < seen
+        return verdict("A" if BETTER in first or not sees else "B")
+
+    for seen, held in ((30, True), (10, False)):  # of 60 prompts
+        with serve(answer) as server:
+            llm = llm_settings(server.url, model=f"sees {seen}")
+            compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
+            asking = sweep.model_copy(update={"compare": compare})
+            told = rules(asking, arm, evidence(BETTER), evidence(GOOD))
+        found = {rule.name: rule for rule in told}
+        assert found["win_rate"].held
+        assert found["order"].held == held
+        assert "of 120 pairs judged in both orders had one winner" in found["order"].reason
 
 
 def test_a_champion_of_other_inputs_is_sampled_anew(
