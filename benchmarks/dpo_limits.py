@@ -46,8 +46,8 @@ class Case(NamedTuple):
 
     `share` of the prompts are used, in `passes` each; `pairs` of a prompt (0: all) are labelled
     by `annotators`, each on its own; `on_policy`: the second half of the prompts is completed by a
-    policy that DPO made of the first half. `online`: so many steps on pairs that the policy draws
-    anew, with `labels` and `value_steps` as `OnlineSettings` has them.
+    policy that DPO made of the first half; a step takes `batch` prompts. `online`: so many steps on
+    pairs that the policy draws anew, with `labels` and `value_steps` as `OnlineSettings` has them.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Case(NamedTuple):
     labels: Literal["drawn", "expected"] = "drawn"
     value_steps: int = 0
     frozen: str = ""
+    batch: int = 32
 
 
 CASES = (
@@ -76,6 +77,15 @@ CASES = (
     Case("embeddings frozen", frozen="embed_tokens"),
     Case("beta 0.6", beta=0.6),
     Case("beta 0.3", beta=0.3),
+    Case("beta 0.6, rate 2.5e-4", beta=0.6, rate=2.5e-4),
+    Case("beta 0.3, rate 2.5e-4", beta=0.3, rate=2.5e-4),
+    Case("beta 0.3, rate 1.2e-4", beta=0.3, rate=1.2e-4),
+    Case("beta 0.15, rate 1.2e-4", beta=0.15, rate=1.2e-4),
+    Case("beta 0.3, rate 1.2e-4, 2 passes", beta=0.3, rate=1.2e-4, passes=2.0),
+    Case("beta 0.6, batch 16", beta=0.6, batch=16),
+    Case("beta 0.6, batch 8", beta=0.6, batch=8),
+    Case("beta 0.6, batch 8, rate 2.5e-4", beta=0.6, batch=8, rate=2.5e-4),
+    Case("beta 0.6, batch 8, rate 1.2e-4", beta=0.6, batch=8, rate=1.2e-4),
     Case("online, beta 0.3", beta=0.3, online=200),
     Case("online, beta 0.17", beta=0.17, online=200),
     Case("online, expected labels, beta 0.3", beta=0.3, online=200, labels="expected"),
@@ -180,7 +190,7 @@ class Trial(Workspace):
         return policy
 
     def _settings(self, case: Case) -> DPOTraining:
-        changes = {"batch_of": "prompts", "batch_size": 32, "epochs": case.passes}
+        changes = {"batch_of": "prompts", "batch_size": case.batch, "epochs": case.passes}
         plain = {"loss": "sigmoid", "lora": None, "processes": 1, "eval_every": None}
         return self.params.dpo.training.model_copy(
             update={**changes, **plain, "patience": None, "schedule": "linear", "warmup_steps": 15}

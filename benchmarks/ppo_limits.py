@@ -4,8 +4,8 @@
 
 Run it in a workspace of the embedded world whose `out/sft`, `out/reward`, `out/data` and
 `out/optimum` are made, such as that of presets/frontier.yaml. Every case differs from the first
-(`base`, that preset's PPO with a target KL of 2) in what its name says, and is told by its share of
-the optimum's gain at its own KL, over the prompts of `out/optimum`.
+(`base`) in what its name says, and is told by its share of the optimum's gain at its own KL, over
+the prompts of `out/optimum`.
 
 It writes `limits.json` and `limits.png`. A case that `limits.json` has is not run again, so a run
 that was stopped goes on.
@@ -64,6 +64,13 @@ CASES = (
     Case("rate 2.5e-4", rate=2.5e-4),
     Case("rate 1e-3", rate=1e-3),
     Case("4 mini-batches, rate 2.5e-4", {"minibatches": 4}, rate=2.5e-4),
+    Case("4 mini-batches, rate 1.2e-4", {"minibatches": 4}, rate=1.2e-4),
+    Case(
+        "4 mini-batches, rate 2.5e-4, horizon 500, target 1",
+        {"minibatches": 4, "kl_horizon": 500},
+        rate=2.5e-4,
+        target_kl=1.0,
+    ),
     Case("lambda 1", {"lam": 1.0}),
     Case("lambda 0.9", {"lam": 0.9}),
     Case("10 iterations of critic warm-up", {"critic_warmup": 10}),
