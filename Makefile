@@ -38,7 +38,9 @@ types: setup    ## mypy
 	@$(BIN)/mypy
 
 ui: setup       ## open MLflow on http://127.0.0.1:5000 (PORT=… for another port)
-	@$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $${PORT:-5000}
+	@case "$$MLFLOW_TRACKING_URI" in http*) \
+	  echo "MLFLOW_TRACKING_URI names a server: the runs are there; unset it to see this folder's" >&2; exit 2;; esac; \
+	$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000}
 
 clean:          ## remove what the pipeline made (DVC's cache stays: the next run takes it from there)
 	@rm -rf out dvc.lock

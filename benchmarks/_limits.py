@@ -97,7 +97,7 @@ def none_for_nan(number: float) -> float | None:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Each case's share of the optimum's gain, its KL beside it; a mark a seed.
+    """Each case's share of the optimum's gain, its KLs beside it; a mark a seed.
 
     Hollow: the draws do not tell the optimum at so large a KL, and the share is at least this.
     """
@@ -113,8 +113,10 @@ def draw(rows: Sequence[Row]) -> Figure:
             row["fraction"], height, xerr=ends, fmt="o", color="#0a3d80", markersize=5,
             markerfacecolor="white" if row["note"] else "#0a3d80",
         )  # fmt: skip
+    for place, name in enumerate(names):
+        told = ", ".join(f"{row['kl']:.1f}" for row in rows if row["case"] == name)
         axes.annotate(
-            f"{row['kl']:.1f} nats", (1.01, height), xycoords=("axes fraction", "data"),
+            f"{told} nats", (1.01, -place), xycoords=("axes fraction", "data"),
             fontsize=7.5, va="center",
         )  # fmt: skip
     axes.set_yticks([-place for place in range(len(names))], names)

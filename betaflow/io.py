@@ -104,10 +104,10 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         for inside in (*temporary.rglob("*"), temporary):
             _flush(inside)
         if path.exists():
-            old = temporary.with_suffix(".old")
+            old = temporary.with_name(f"{temporary.name}.old")
             os.replace(path, old)
             os.replace(temporary, path)
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # what stays goes at the next write
         else:
             os.replace(temporary, path)
         _flush(path.parent)

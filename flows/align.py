@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.exceptions import TerminationSignal
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from rich.console import Console
@@ -24,11 +23,13 @@ from rich.console import Console
 from betaflow.config import load_params
 from betaflow.errors import UserError
 from flows import comparison, environment
+from flows.artifacts import publish_table
 from flows.display import Display, for_console
 from flows.graph import dirty_stages, open_workspace, read_graph
 from flows.lock import workspace_lock
 from flows.schedule import AGAIN, StagesFailed, run_all
 from flows.stages import GRACE, end_processes, of_workspace
+from tasks.tracking import server
 
 # What the run shows besides Prefect's log; `main` puts a real one here.
 _display: Display = Display()
@@ -61,8 +62,8 @@ def align() -> None:
             run_all(workspace, graph, dirty, settings, _display)
         rows = comparison.read_table(workspace)
         if rows:
-            create_table_artifact(table=rows, key="comparison", description="out/compare/table.csv")
-            logger.info("Report: out/compare/report.html; every run: `make ui`")
+            publish_table(rows, key="comparison", description="out/compare/table.csv")
+            logger.info("Report: out/compare/report.html; every run: %s", _runs())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,7 +110,12 @@ def _show(console: Console, workspace: Path) -> None:
     rows = comparison.read_table(workspace)
     if rows:
         console.print(comparison.render(rows))
-        console.print("Report: out/compare/report.html     Every run, in MLflow: make ui")
+        console.print(f"Report: out/compare/report.html     Every run, in MLflow: {_runs()}")
+
+
+def _runs() -> str:
+    """Where the runs are to be seen."""
+    return server() or "make ui"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,7 +64,27 @@ def start_api() -> Iterator[None]:
     """
     if _own_api:
         _start_server(_own_api)
+    else:
+        _require_server(os.environ.get("PREFECT_API_URL"))
     yield
+
+
+def _require_server(url: str | None) -> None:
+    """Raises `UserError` where nothing answers at the address that the user has named."""
+    if not url:
+        return
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; who may do what there is for Prefect to say
+    except OSError as error:
+        parts = urlsplit(url)
+        where = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+        raise UserError(
+            f"no Prefect server answers at {where} ({error}), which PREFECT_API_URL names; start "
+            "it, or unset PREFECT_API_URL to run without a server"
+        ) from None
 
 
 def _start_server(url: str) -> None:

@@ -36,6 +36,10 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
 fi
 
 echo "setting up .venv from $lock (a few minutes, once)"
+# The programs in it name the folder that they were installed in: one that was moved or copied is made anew.
+if [ -f "$stamp" ] && [ ! -L .venv ] && [ "$(tail -n 1 "$stamp")" != "$(pwd)" ]; then
+  "$python" -m venv --clear .venv
+fi
 # One that was cut off has no pip yet; venv mends it.
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/uv.txt

@@ -74,7 +74,7 @@ def record(
         tracker.client, run_id, tags | {f"{TAG}version": str(decision.version)}, instead_of=RULE
     )
     text = _description(decision, state)
-    text += f"\nThe whole model card: README.md among the artifacts of {run_id}."
+    text += f"\nThe whole model card: models:/{registry.model}/{decision.version}/README.md"
     tracker.client.update_model_version(
         registry.model, str(decision.version), text[: LONGEST["description"]]
     )

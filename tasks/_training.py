@@ -60,7 +60,10 @@ def finish(
             summary["best_step"] = trained.best_step
         write_json(folder / "summary.json", summary)
     # Wall time is kept outside DVC: it is not a function of a stage's inputs.
-    seconds: dict[str, Any] = {"train_seconds": round(trained.seconds, 2)}
+    seconds: dict[str, Any] = {
+        "train_seconds": round(trained.seconds, 2),
+        "fingerprint": about["fingerprint"],
+    }
     if phases:
         seconds["phases"] = {name: round(spent, 4) for name, spent in phases.items()}
     write_json(LOCAL / "timings" / f"{about['arm']}.json", seconds)

@@ -56,8 +56,7 @@ def fill_in(params: Params, rows: list[dict[str, Any]]) -> None:
                 arm_run.info.run_id, tracking.TAG + "steps_logged", str(len(steps))
             )
         mine = [row for row in rows if row["arm"] == about["arm"]]
-        final = about["metrics"] | _final(mine, params)
-        tracker.log_final(arm_run, final, len(steps))
+        tracker.log_compared(arm_run, about["metrics"], _final(mine, params), len(steps))
         tracker.client.set_terminated(arm_run.info.run_id, "FINISHED")
         if mine and folder is not None:
             tracker.external_model(arm_run, about, folder)
@@ -97,6 +96,7 @@ def _final(rows: list[dict[str, Any]], params: Params) -> dict[str, float]:
 def _publish(tracker: tracking.Tracker) -> None:
     """Hang the report, the table and the plots on the sweep's run."""
     run_id = tracker.sweep_run.info.run_id
+    tracker.stamp(tracker.sweep_run)
     for name in ("report.html", "table.csv", "table.json", "pairwise.csv"):
         tracker.client.log_artifact(run_id, str(FOLDER / name))
     tracker.client.log_artifacts(run_id, str(FOLDER / "plots"), "plots")

@@ -11,12 +11,14 @@ from pathlib import Path
 from betaflow.config import load_params
 from betaflow.report.build import render
 from betaflow.report.table import console_table
+from tasks._made_with import require_same
 from tasks._main import run
 
 
 def main() -> None:
     """Render `out/compare` and print the table."""
     params = load_params()
+    require_same(params)
     folder = Path("out/compare")
     rows = render(params, folder)
     print(console_table(rows, params.compare.judge))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from betaflow.config import load_params
 from betaflow.report.build import render
 from tasks import tracking
+from tasks._made_with import require_same
 from tasks._main import run
 from tasks.compare import FOLDER, fill_in
 
@@ -12,10 +13,12 @@ from tasks.compare import FOLDER, fill_in
 def main() -> None:
     """Log every arm of the last comparison; what is there already is not logged twice."""
     params = load_params()
+    require_same(params)
     rows = render(params, FOLDER)
     with tracking.reachable():
         fill_in(params, rows)
-    print("MLflow holds every run; `make ui` shows them")
+    where = tracking.server()
+    print(f"MLflow holds every run; {f'they are at {where}' if where else '`make ui` shows them'}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import subprocess
@@ -38,6 +39,12 @@ DRIVERS = {"psycopg", "psycopg2", "MySQLdb", "pymysql", "pymssql", "pyodbc"}
 def uri() -> str:
     """The tracking server: `MLFLOW_TRACKING_URI`, or a SQLite file in the workspace."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def server() -> str | None:
+    """Where the user keeps the runs, without secrets; None: in the workspace."""
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    return _without_secrets(named) if named else None
 
 
 def client() -> Any:
@@ -118,6 +125,11 @@ class Tracker:
                     self.client.set_tag(run.info.run_id, key, value)
             return run
 
+    def stamp(self, run: Any) -> None:
+        """Put the present commit on a run: what it shows is made now, whenever it was begun."""
+        for name, value in git_tags().items():
+            self.client.set_tag(run.info.run_id, name, value)
+
     def describe(self, run: Any, about: Mapping[str, Any]) -> None:
         """Log an arm's parameters, its data (`mlflow.data`) and the DVC hashes of its inputs."""
         from mlflow.entities import Param, RunTag
@@ -159,6 +171,23 @@ class Tracker:
             run.info.run_id, metrics=[Metric(k, v, now, steps) for k, v in finite.items()]
         )
 
+    def log_compared(
+        self, run: Any, own: Mapping[str, float], compared: Mapping[str, float], steps: int
+    ) -> None:
+        """Log a run's own figures and the comparison's, as `log_final`.
+
+        What an earlier comparison logged and this one has no more is shown as not a number: MLflow
+        can't take a metric back. A tag keeps the names.
+        """
+        from mlflow.entities import Metric
+
+        tag, now, shown = TAG + "compared", int(time.time() * 1000), {**own, **compared}
+        before = run.data.tags.get(tag, "").split()
+        gone = [Metric(name, math.nan, now, steps) for name in before if name not in shown]
+        self.client.log_batch(run.info.run_id, metrics=gone)
+        self.log_final(run, shown, steps)
+        self.client.set_tag(run.info.run_id, tag, " ".join(sorted(compared)))
+
     def external_model(self, run: Any, about: Mapping[str, Any], folder: Path) -> None:
         """Point a logged model at the arm's DVC output; its weights are copied at promotion."""
         from mlflow.entities import LoggedModelStatus
@@ -190,7 +219,10 @@ def _artifacts() -> str | None:
 
 
 def git_tags() -> dict[str, str]:
-    """The commit that the workspace is at, and whether tracked files differ from it."""
+    """The commit that the workspace is at, and whether tracked files differ from it.
+
+    But for dvc.lock, which every stage writes.
+    """
 
     def git(*words: str) -> str:
         try:
@@ -202,7 +234,7 @@ def git_tags() -> dict[str, str]:
     commit = git("rev-parse", "HEAD")
     if not commit:
         return {}
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
     return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changed)).lower()}
 
 
@@ -343,7 +375,8 @@ def reachable() -> Iterator[None]:
 
 def _without_secrets(text: str) -> str:
     """Cut user names and passwords out of addresses; a password may hold `/` and `@`."""
-    return re.sub(r"//\S*@", "//…@", text)
+    plain = re.sub(r"(?i)\b(\w*(?:pass|pwd|secret|token|key)\w*=)[^&\s]*", r"\1…", text)
+    return re.sub(r"//\S*@", "//…@", plain)
 
 
 @contextmanager
@@ -354,6 +387,7 @@ def training_run(params: Params, about: Mapping[str, Any]) -> Iterator[StepLog]:
         tracker = Tracker(params)
         log.run = tracker.arm_run(about)
         tracker.client.update_run(log.run.info.run_id, status="RUNNING")
+        tracker.stamp(log.run)
         tracker.describe(log.run, about)
         log.tracker = tracker
     except Exception as error:  # see StepLog._try

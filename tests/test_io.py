@@ -82,6 +82,22 @@ def test_what_a_killed_writer_left_goes_at_the_next_write_of_the_same(tmp_path: 
         assert left() == 3 - done
 
 
+def test_a_writer_killed_while_it_removes_the_old_directory_stops_no_later_one(
+    tmp_path: Path,
+) -> None:
+    kill = "shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+    code = (
+        "import os, shutil, signal, sys\n"
+        "from betaflow.io import atomic_directory\n"
+        "with atomic_directory('out/arm') as path:\n"
+        "    (path / 'a').write_text(sys.argv[1])\n"
+    )
+    for text, extra in (("one", ""), ("two", "    " + kill), ("three", ""), ("four", "")):
+        subprocess.run([sys.executable, "-c", code + extra, text], cwd=tmp_path, check=not extra)
+        assert (tmp_path / "out/arm/a").read_text() == text
+    assert [p.name for p in tmp_path.rglob(".*")] == [".local"]
+
+
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_what_is_renamed_is_on_the_disk_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

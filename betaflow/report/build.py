@@ -128,7 +128,7 @@ def render(params: Params, folder: Path, *, out: Path = OUT) -> list[Row]:
     """
     arms = read_arms(out)
     document = read_json(folder / "estimates.json")
-    seconds = read_seconds(out)
+    seconds = read_seconds(arms, out)
     rows = with_seconds(document["rows"], seconds)
     write_tables(rows, folder)
     samples = _judged_samples(params, arms, out)
@@ -184,13 +184,18 @@ def with_fractions(rows: Sequence[Row], arms: Sequence[Row]) -> list[Row]:
     ]
 
 
-def read_seconds(out: Path = OUT) -> dict[str, float]:
-    """By arm or stage name, its training's wall time, as far as it was measured here."""
+def read_seconds(arms: Sequence[Arm], out: Path = OUT) -> dict[str, float]:
+    """By arm or stage name, its training's wall time, where that very training was done here."""
+    folders = {arm.name: _model(arm, out) for arm in arms if arm.has_model}
+    folders |= {name: out / name for name in ("reference", "reward")}
     found = {}
-    for path in sorted((out / ".local" / "timings").glob("*.json")):
-        value = read_json(path).get("train_seconds")
-        if isinstance(value, int | float):
-            found[path.stem] = float(value)
+    for name, folder in folders.items():
+        path, about = out / ".local" / "timings" / f"{name}.json", folder / "summary.json"
+        if not path.exists() or not about.exists():
+            continue
+        timing = read_json(path)
+        if timing.get("fingerprint") == read_json(about).get("fingerprint"):
+            found[name] = float(timing["train_seconds"])
     return found
 
 

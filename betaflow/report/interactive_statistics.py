@@ -185,7 +185,7 @@ def _ramp() -> list[str]:
 def _differs(row: Row, column: str) -> dict[str, Any]:
     """A difference's texts, as `_told`."""
     if column != "difference":
-        told = text.on_a_line(row, column, 1, 100.0, " points")
+        told = text.on_a_line(row, column, 1, 1.0, " points")
         return {"told": told, "said": f"{row['arm']}: {told}"}
     found = difference(row)
     return {"told": found["change"], "p": found["p"], "said": f"{row['arm']}: {found['change']}"}

@@ -15,7 +15,8 @@ from betaflow.report.plots import bars
 from betaflow.report.tax import arrow
 
 ACROSS = 3  # panels in a row at most
-WORDS = {"↑": "right: better", "↓": "right: worse", "": ""}
+WORDS = {"↑": ", right: better", "↓": ", right: worse", "": ""}
+TAX = "alignment_tax"
 
 
 def tax_figure(document: Mapping[str, Any]) -> Figure:
@@ -55,7 +56,7 @@ def tax_panels(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     panels: list[dict[str, Any]] = []
     for task, metric in sorted(shown.items()):
         own = [r for r in found["rows"] if (r["task"], r["metric"]) == (task, metric)]
-        way = WORDS[arrow(better, task, metric)]
+        way = f"{metric}{WORDS[arrow(better, task, metric)]}"
         title = f"{task}\n{metric} less SFT's, {own[0]['documents']:,} documents"
         panels.append({"title": title, "axis": way, "rows": own, "name": "difference"})
     if found["arms"]:
@@ -64,12 +65,18 @@ def tax_panels(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         panels.append(
             {
                 "title": title,
-                "axis": WORDS["↓"],
-                "rows": found["arms"],
-                "name": "alignment_tax",
+                "axis": f"points{WORDS['↓']}",
+                "rows": [_in_points(row) for row in found["arms"]],
+                "name": TAX,
             }
         )
     return panels
+
+
+def _in_points(row: Row) -> Row:
+    """A tax and its interval, as the table tells it."""
+    names = [f"{TAX}{end}" for end in ("", "_low", "_high")]
+    return row | {name: row[name] and 100 * row[name] for name in names}
 
 
 def _point(axes: Axes, place: int, row: Row, name: str, colour: Any, marker: str) -> None:

@@ -74,6 +74,20 @@ def test_wall_time_is_in_the_table_and_in_nothing_that_is_hashed(
     assert {name: after[name] for name in before} == before
 
 
+def test_wall_time_of_another_training_by_the_same_name_is_not_shown(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """DVC may restore a model from its cache: what was measured last is of other settings."""
+    params = workspace()
+    build(params, tmp_path)
+    summary, timing = Path(f"out/dpo/{DPO}/summary.json"), Path(f"out/.local/timings/{DPO}.json")
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"fingerprint": "this"}))
+    for measured, shown in (("other", None), ("this", 99.5)):
+        timing.write_text(json.dumps({"train_seconds": 99.5, "fingerprint": measured}))
+        rows = render(params, tmp_path)
+        assert {row["arm"]: row["train_seconds"] for row in rows}[DPO] == shown
+
+
 def test_tables(workspace: Workspace, tmp_path: Path) -> None:
     params = workspace()
     build(params, tmp_path)

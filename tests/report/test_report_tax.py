@@ -228,11 +228,16 @@ def test_the_forest_plot() -> None:
         "text",
         "alignment tax",
     ]
-    assert [panel["axis"] for panel in panels[1:]] == ["right: better"] + 3 * ["right: worse"]
+    assert [panel["axis"].split(", ")[1] for panel in panels[1:]] == ["right: better"] + 3 * [
+        "right: worse"
+    ]
+    assert panels[-1]["axis"] == "points, right: worse"
     axes = tax_figure(found).axes
     assert len(axes) == 5
     zero, point = axes[1].lines[0], axes[1].containers[0].lines[0]
     assert set(np.asarray(zero.get_xdata())) == {0.0}
     assert np.asarray(point.get_xdata())[0] == -0.25
+    tax = axes[-1].containers[0].lines[0]
+    assert np.asarray(tax.get_xdata())[0] == 25.0  # points, as in the table
     assert DPO in tax_alt_text(found)
     assert "25.0 [" in tax_alt_text(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,6 +109,50 @@ def test_a_lock_held_for_long_is_not_waited_for(
         lock.unlock()
 
 
+def test_what_is_compared_no_more_is_not_a_number(workspace: Path, params: Params) -> None:
+    """PPO left the grid: what the arm won against it is not of this comparison."""
+    train(params)
+    tracker = tracking.Tracker(params)
+    rates = {"win_rate_vs_sft": 0.8, "win_rate_vs_ppo": 0.5, "eval/loss": 0.4}
+    for compared in (rates, {"win_rate_vs_sft": 0.7}, rates):
+        tracker.log_compared(tracker.arm_run(ABOUT), {"eval/loss": 0.5}, compared, len(ROWS))
+        found = tracker.arm_run(ABOUT).data.metrics
+        assert found["win_rate_vs_sft"] == compared["win_rate_vs_sft"]
+        assert found["eval/loss"] == compared.get("eval/loss", 0.5)
+        assert found["win_rate_vs_ppo"] == compared.get("win_rate_vs_ppo") or (
+            math.isnan(found["win_rate_vs_ppo"]) and "win_rate_vs_ppo" not in compared
+        )
+
+
+def test_runs_tell_the_commit_of_what_they_show(workspace: Path, params: Params) -> None:
+    """A lock that every stage writes is no change of the code."""
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *who, *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    Path("code.py").write_text("1\n")
+    Path("dvc.lock").write_text("stages: {}\n")
+    git("init", "-q")
+    git("add", "code.py", "dvc.lock")
+    commits = []
+    for dirty in (False, True):
+        git("commit", "-q", "--allow-empty", "-m", "a change")
+        commits.append(git("rev-parse", "HEAD"))
+        Path("dvc.lock").write_text(LOCK)
+        if dirty:
+            Path("code.py").write_text("2\n")
+        train(params)
+        tracker = tracking.Tracker(params)
+        tags = tracker.arm_run(ABOUT).data.tags
+        assert (tags["mlflow.source.git.commit"], tags["git.dirty"]) == (
+            commits[-1],
+            str(dirty).lower(),
+        )
+    assert commits[0] != commits[1]
+
+
 def test_an_arm_without_a_model_is_known_by_its_samples(workspace: Path, params: Params) -> None:
     samples = workspace / "out/samples/best_of_n-gold-n16.parquet"
     samples.parent.mkdir()
@@ -186,6 +232,10 @@ def test_a_registry_whose_database_is_away_is_one_message_without_its_password(
     assert "er2" not in "".join(traceback.format_exception(caught.value))
     error = OperationalError("SELECT 1", {}, Exception(f"at postgresql://name:{password}@db/x"))
     with pytest.raises(UserError, match="postgresql://…@db/x") as caught, tracking.reachable():
+        raise error
+    assert "er2" not in str(caught.value)
+    error = OperationalError("SELECT 1", {}, Exception(f"at postgresql://db/x?password={password}"))
+    with pytest.raises(UserError, match="postgresql://") as caught, tracking.reachable():
         raise error
     assert "er2" not in str(caught.value)
     with pytest.raises(ModuleNotFoundError), tracking.reachable():  # none of the registry's
