@@ -49,6 +49,18 @@ def test_a_proxy_is_not_asked_for_the_server_on_this_machine(tmp_path: Path) -> 
     assert told.stdout.split() == ["host,127.0.0.1", "127.0.0.1"]
 
 
+def test_a_server_that_the_user_named_and_that_is_away_is_one_message(tmp_path: Path) -> None:
+    away = {"PREFECT_API_URL": "http://name:hunter2@127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path)}
+    told = subprocess.run(
+        [sys.executable, "-m", "flows.rollback"], cwd=REPOSITORY, capture_output=True, text=True,
+        env=os.environ | away, check=False,
+    )  # fmt: skip
+    assert told.returncode == 2
+    assert "no Prefect server answers at http://127.0.0.1:9 " in told.stderr
+    assert "unset PREFECT_API_URL" in told.stderr
+    assert "hunter2" not in told.stdout + told.stderr
+
+
 def test_every_decision_is_shown_with_its_status_and_kept_as_an_artifact(
     workspace: Workspace, server: dict[str, str], tiny: Path, repository: Path
 ) -> None:
