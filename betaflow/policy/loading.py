@@ -45,11 +45,20 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 def load_tokenizer(
     path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; one without a pad token pads with EOS (padding is masked by position)."""
+    """Load a tokenizer; one without a pad token pads with EOS (padding is masked by position).
+
+    Raises `UserError` if it has no EOS token, or ends every text (so every prompt) with it.
+    """
     tokenizer = _load(AutoTokenizer, path, revision, trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {path} has no EOS token; betaflow ends completions with it"
+        )
+    if tokenizer("a").input_ids[-1:] == [tokenizer.eos_token_id]:
+        raise UserError(
+            f"the tokenizer of {path} appends EOS to every text, prompts too; set "
+            "add_eos_token: false in its tokenizer_config.json (and add_bos_token: true, if it "
+            "begins texts with BOS)"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
