@@ -1,9 +1,9 @@
 """Train and eval, told apart by a hash: no seed, no file order, no prompt in both.
 
-What is hashed is the conversation's opening (up to the first answer), not all of it. Preference
-data often asks about the same conversation at several of its turns, so a long prompt may hold,
-word for word, a shorter prompt and the answer chosen for it. Keeping a conversation on one side
-keeps held-out answers out of the training text.
+What is hashed is the conversation's opening (up to the first answer to a user: a greeting before
+that is no answer), not all of it. Preference data often asks about the same conversation at
+several of its turns, so a long prompt may hold, word for word, a shorter prompt and the answer
+chosen for it. Keeping a conversation on one side keeps held-out answers out of the training text.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def opening(content: Content) -> str:
         text = content.partition(ASSISTANT)[0] if transcript else content
     else:
         roles = [message["role"] for message in content]
-        end = roles.index("assistant") if "assistant" in roles else len(roles)
+        asked = roles.index("user") if "user" in roles else 0
+        end = roles.index("assistant", asked) if "assistant" in roles[asked:] else len(roles)
         text = "\n".join(f"{message['role']}: {message['content']}" for message in content[:end])
     return " ".join(text.split())

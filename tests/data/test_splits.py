@@ -40,6 +40,16 @@ def test_a_conversation_stays_on_one_side() -> None:
     assert opening("Say:\n\nAssistant: no") != opening("Say:")
 
 
+def test_a_greeting_does_not_put_every_conversation_on_one_side() -> None:
+    greeting = {"role": "assistant", "content": "Hi! I am your guide."}
+    system = {"role": "system", "content": "Be brief"}
+    for head in ([greeting], [system, greeting], [greeting, system]):
+        talks = [[*head, {"role": "user", "content": f"question {n}"}] for n in range(1000)]
+        assert 0.05 < sum(in_eval(talk, 0.1) for talk in talks) / 1000 < 0.15
+        assert opening(talks[0]) == opening([*talks[0], greeting, *talks[1]])
+    assert opening([system, greeting, system]) == opening([system])
+
+
 def test_no_held_out_answer_lies_in_real_training_text(hh_file: Path) -> None:
     pairs = [parse_transcripts(row, where) for where, row in read_jsonl_rows(hh_file)]
     prompts = [str(pair.prompt) for pair in pairs if isinstance(pair, Pair)]
