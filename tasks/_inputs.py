@@ -90,6 +90,11 @@ def held_out_prompts(tokenizer: Any, longest: int, limit: int) -> list[dict[str,
     """At most `limit` in-domain `prompt_rows` that are held out. Raises `UserError` for none."""
     rows = prompt_rows(tokenizer, "prompts_eval", longest, limit)
     if not rows:
+        if not read_jsonl("out/data/prompts_eval.jsonl"):
+            raise UserError(
+                "out/data/prompts_eval.jsonl holds no prompt; give more data or change "
+                "data.eval_fraction"
+            )
         raise UserError("no held-out prompt is short enough; raise pairs.max_prompt_tokens")
     return rows
 

@@ -87,6 +87,12 @@ def _world(settings: DataSettings) -> Prepared:
     if settings.world is None:
         raise UserError("data.world: source 'world' needs this section")
     world = sentiment.build(settings.world, settings.seed, settings.eval_fraction)
+    for split, prompts in (("train", world.prompts_train), ("eval", world.prompts_eval)):
+        if not prompts:
+            raise UserError(
+                f"none of the world's prompts falls in the {split} split; raise data.world.prompts "
+                "or change data.eval_fraction"
+            )
     rows: dict[str, list[Row]] = {name: [] for name in NAMES}
     rows.update({name: list(value) for name, value in world._asdict().items()})
     total = sum(map(len, rows.values()))

@@ -138,6 +138,15 @@ def test_the_embedded_world(settings: Make, tmp_path: Path) -> None:
         prepare(settings("world", None, world=sizes, max_rows=3))
 
 
+@pytest.mark.parametrize(("fraction", "split"), [(0.01, "eval"), (0.99, "train")])
+def test_a_world_too_small_to_split_is_refused(settings: Make, fraction: float, split: str) -> None:
+    sizes = {"reviews": 50, "prompts": 4, "unlabelled": 0, "out_of_domain": 0}
+    with pytest.raises(
+        UserError, match=rf"falls in the {split} split.* data.world.prompts .* data.eval_fraction"
+    ):
+        prepare(settings("world", None, world=sizes, eval_fraction=fraction))
+
+
 def test_the_stage(
     hh_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
