@@ -96,6 +96,14 @@ class DataSettings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reads_what_is_set(self) -> DataSettings:
+        unread = ["path", "text", "max_rows"] if self.source == "world" else []
+        unread += [] if self.source == "hub" else ["hub_split", "hub_revision"]
+        if found := [f"`{key}`" for key in unread if getattr(self, key) is not None]:
+            raise ValueError(f"source {self.source!r} does not read {', '.join(found)}: set null")
+        return self
+
 
 class ScratchSettings(Section):
     """A small Llama-type model made on the spot."""

@@ -67,8 +67,10 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("promotion.methods", ["dqo"], "promotion.methods.0"),
         ("sft.block_tokens", 512, "sft.block_tokens = 512 is more than"),
         ("pairs.max_completion_tokens", 250, "pairs.max_completion_tokens = 314 is more"),
-        ("data.text", "/tmp/text.txt", "dvc import-url /tmp/text.txt data/"),
-        ("data.text", "data/../text.txt", "is not in data/"),
+        ("data.path", "data/x.jsonl", "data: source 'world' does not read `path`: set null"),
+        ("data.text", "data/x.txt", "data: source 'world' does not read `text`: set null"),
+        ("data.max_rows", 5, "data: source 'world' does not read `max_rows`: set null"),
+        ("data.hub_revision", "main", "data: source 'world' does not read `hub_revision`"),
         ("model.base", "./gpt2", "model.base './gpt2' is not in data/"),
         ("pairs.source", "human", "the embedded world has no human pairs"),
         ("pairs.truncation", "keep_middle", "pairs.truncation: Input should be 'drop', 'keep_"),
@@ -223,9 +225,12 @@ def test_every_preset_asks_for_the_prompts_that_its_promotion_needs(
         ("ppo.grid.method", ["ppo", "ppo_gt"], "ppo_gt is of the embedded world alone"),
         ("dpo.grid.method", ["online_dpo"], "online_dpo is of the embedded world alone"),
         ("best_of_n.grid.scorer", ["gold"], "gold is of the embedded world alone"),
+        ("data.text", "/tmp/text.txt", "dvc import-url /tmp/text.txt data/"),
+        ("data.text", "data/../text.txt", "is not in data/"),
+        ("data.hub_split", "train", "data: source 'hh' does not read `hub_split`: set null"),
     ],
 )
-def test_the_gold_reward_is_of_the_embedded_world(
+def test_every_mistake_about_human_pairs_is_one_message(
     repository: Path, key: str, value: Any, message: str
 ) -> None:
     human = yaml.safe_load((repository / "presets" / "hh-sample.yaml").read_text())

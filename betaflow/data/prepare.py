@@ -82,10 +82,7 @@ def summary(statistics: dict[str, Any]) -> str:
 def _world(settings: DataSettings) -> Prepared:
     from betaflow.worlds import sentiment  # not needed, so not loaded, for real data
 
-    if settings.text is not None or settings.max_rows is not None:
-        raise UserError("data.text and data.max_rows mean nothing for source 'world': set null")
-    if settings.world is None:
-        raise UserError("data.world: source 'world' needs this section")
+    assert settings.world is not None
     world = sentiment.build(settings.world, settings.seed, settings.eval_fraction)
     for split, prompts in (("train", world.prompts_train), ("eval", world.prompts_eval)):
         if not prompts:

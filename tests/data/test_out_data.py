@@ -134,8 +134,6 @@ def test_the_embedded_world(settings: Make, tmp_path: Path) -> None:
     assert first["pairs_train.jsonl"] == b""
     kept = read_json(tmp_path / "a" / "statistics.json")["kept"]
     assert kept["prompts_ood"] == 5 and kept["sft_train"] > 0
-    with pytest.raises(UserError, match="mean nothing for source 'world'"):
-        prepare(settings("world", None, world=sizes, max_rows=3))
 
 
 @pytest.mark.parametrize(("fraction", "split"), [(0.01, "eval"), (0.99, "train")])
