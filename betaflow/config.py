@@ -687,10 +687,12 @@ class Params(BaseModel):
             raise ValueError("benchmark.tasks: betaflow_cloze is of the embedded world alone")
         if self.model.base == "scratch" and self.model.scratch is not None:
             longest = self.model.scratch.max_positions
+            sampled = self.pairs.source == "sampled"
+            most = "max_new_tokens" if sampled else "max_completion_tokens"
             needed = {
                 "sft.block_tokens": self.sft.block_tokens,
-                "pairs.max_prompt_tokens + pairs.max_completion_tokens": (
-                    self.pairs.max_prompt_tokens + self.pairs.max_completion_tokens
+                f"pairs.max_prompt_tokens + pairs.{most}": (
+                    self.pairs.max_prompt_tokens + getattr(self.pairs, most)
                 ),
                 "pairs.max_prompt_tokens + sample.max_new_tokens": (
                     self.pairs.max_prompt_tokens + self.sample.max_new_tokens

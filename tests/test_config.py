@@ -66,7 +66,7 @@ def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
         ("promotion.temperature", 0.7, "promotion.temperature must be one of"),
         ("promotion.methods", ["dqo"], "promotion.methods.0"),
         ("sft.block_tokens", 512, "sft.block_tokens = 512 is more than"),
-        ("pairs.max_completion_tokens", 250, "pairs.max_completion_tokens = 314 is more"),
+        ("pairs.max_new_tokens", 250, "pairs.max_new_tokens = 314 is more"),
         ("data.path", "data/x.jsonl", "data: source 'world' does not read `path`: set null"),
         ("data.text", "data/x.txt", "data: source 'world' does not read `text`: set null"),
         ("data.max_rows", 5, "data: source 'world' does not read `max_rows`: set null"),
@@ -183,6 +183,16 @@ def test_every_engine_of_vllms_wants_heads_that_it_can_run(
         parse_params(values)
 
 
+def test_limits_that_a_source_of_pairs_does_not_read_may_be_of_any_length(
+    values: dict[str, Any], repository: Path
+) -> None:
+    put(values, "pairs.max_completion_tokens", 9999)
+    parse_params(values)
+    human = yaml.safe_load((repository / "presets" / "hh-sample.yaml").read_text())
+    put(human, "pairs.max_new_tokens", 9999)
+    parse_params(human)
+
+
 def test_value_steps_need_steps_after_them(values: dict[str, Any]) -> None:
     put(values, "dpo.online.value_steps", values["dpo"]["online"]["steps"])
     with pytest.raises(UserError, match="value_steps must be fewer than steps"):
@@ -227,6 +237,7 @@ def test_every_preset_asks_for_the_prompts_that_its_promotion_needs(
         ("best_of_n.grid.scorer", ["gold"], "gold is of the embedded world alone"),
         ("data.text", "/tmp/text.txt", "dvc import-url /tmp/text.txt data/"),
         ("data.text", "data/../text.txt", "is not in data/"),
+        ("pairs.max_completion_tokens", 900, "pairs.max_completion_tokens = 1"),
         ("data.hub_split", "train", "data: source 'hh' does not read `hub_split`: set null"),
     ],
 )

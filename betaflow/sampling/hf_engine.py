@@ -13,6 +13,7 @@ from betaflow.data.tokenise import Encoded, collate
 from betaflow.policy.lanes import side_by_side
 from betaflow.policy.loading import device, load_policy, load_tokenizer
 from betaflow.policy.logps import by_length, scatter, token_logits
+from betaflow.policy.packing import require_positions
 from betaflow.sampling.decode import Drawn, decode, decodes, generate
 from betaflow.sampling.engine import Completion, Request, Scored
 
@@ -39,13 +40,18 @@ class HFEngine:
         )
 
     def generate(self, requests: list[Request]) -> list[Completion]:
-        """Draw in batches of one temperature and budget."""
+        """Draw in batches of one temperature and budget.
+
+        Raises `UserError` if the model has not the positions of prompt and budget.
+        """
         found: list[Completion | None] = [None] * len(requests)
         kinds: dict[tuple[float, int], list[int]] = {}
         for index, request in enumerate(requests):
             kinds.setdefault((request.temperature, request.max_new_tokens), []).append(index)
         for (temperature, budget), members in kinds.items():
             encoded = [Encoded(requests[i].prompt_ids, []) for i in members]
+            longest = max(one.length for one in encoded) + budget
+            require_positions(self.model.config, longest, "the prompts' limit or max_new_tokens")
             groups = [[members[i] for i in g] for g in by_length(encoded, self.batch_size)]
             jobs = [
                 partial(self._draw, [requests[i] for i in g], temperature, budget) for g in groups

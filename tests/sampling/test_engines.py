@@ -71,6 +71,12 @@ def test_an_unfinished_completion_says_so(engine: HFEngine) -> None:
         assert len(completion.token_ids) <= 8
 
 
+def test_a_draw_that_could_outgrow_the_model_is_refused(engine: HFEngine) -> None:
+    assert len(engine.generate([Request([1] * 126, 0.0, 0, 2)])) == 1
+    with pytest.raises(UserError, match=r"129 tokens .* 128 positions .* lower .*max_new_tokens"):
+        engine.generate([Request([1, 30], 0.0, 0, 2), Request([1] * 126, 0.0, 0, 3)])
+
+
 def test_parity_is_demanded() -> None:
     assert require_parity([-1.0], [-1.001], [2], tolerance=1e-3, what="x") < 1e-3
     nan = float("nan")
