@@ -12,7 +12,7 @@ from typing import Any
 from betaflow.config import Params, load_params
 from betaflow.data.chat import render_text
 from betaflow.data.pairs import human_pairs, sampled_pairs
-from betaflow.data.tokenise import encode
+from betaflow.data.tokenise import Encoded, encode_prompt
 from betaflow.io import atomic_directory, read_jsonl, write_json, write_jsonl
 from betaflow.policy.loading import load_tokenizer
 from betaflow.sampling.engine import Engine, open_engine
@@ -64,11 +64,12 @@ def reference_engine(params: Params, tokenizer: Any) -> Engine:
         batch_size=256,
         trust_remote_code=trust,
     )
-    texts = [render_text(tokenizer, row) for row in read_jsonl("out/data/sft_eval.jsonl")[:16]]
+    rows = read_jsonl("out/data/sft_eval.jsonl")[:16]
+    texts = [encode_prompt(tokenizer, render_text(tokenizer, row)) for row in rows]
     check_engine(
         engine,
         "out/sft",
-        [encode(tokenizer, text[:4], text[4:]) for text in texts],
+        [Encoded(ids[:1], ids[1:]) for ids in texts if len(ids) > 1],
         tolerance=params.pairs.logprob_tolerance,
         trust_remote_code=trust,
     )

@@ -169,7 +169,7 @@ def _adapter(engine: Engine) -> Any:
 
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             pair = encode(engine.tokenizer, context, continuation, finished=False)
-            return pair.prompt, pair.completion
+            return pair.prompt or [self.prefix_token_id], pair.completion
 
         def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
             pairs = [_fit(context, target, engine.max_length) for _, context, target in requests]

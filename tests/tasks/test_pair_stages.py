@@ -10,10 +10,16 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from tokenizers import processors
 
 import tasks.dpo
 import tasks.ipo
+import tasks.pairs
 import tasks.unlikelihood
+from betaflow.config import load_params
+from betaflow.data.tokenise import Encoded
+from betaflow.io import write_jsonl
+from betaflow.policy.scratch import train_tokenizer
 
 POINT = {"learning_rate": 0.001, "seed": 0}
 AS_SET = {"label_smoothing": 0.1, "length_normalised": True}
@@ -62,6 +68,20 @@ def test_the_paper_s_other_losses_are_arms_of_dpo(
     expected = {"loss": loss, **(AS_SET if method == "dpo" else AS_PUBLISHED)}
     used = about["settings"]["training"]
     assert {name: used[name] for name in expected} == expected
+
+
+def test_an_engine_is_compared_on_texts_after_a_token_of_theirs(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = train_tokenizer(["lovely film"] * 9, 300)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # no BOS
+    write_jsonl(Path("out/data/sft_eval.jsonl"), [{"text": "lovely"}, {"text": "lovely film"}])
+    compared: list[Encoded] = []
+    monkeypatch.setattr(tasks.pairs, "open_engine", lambda *_, **__: None)
+    monkeypatch.setattr(tasks.pairs, "check_engine", lambda *args, **_: compared.extend(args[2]))
+    tasks.pairs.reference_engine(load_params(), tokenizer)
+    (one,) = compared
+    assert one == ([tokenizer.convert_tokens_to_ids("lovely")], tokenizer(" film").input_ids)
 
 
 @pytest.mark.parametrize("beta", [0.2, 0.9])
