@@ -88,6 +88,11 @@ def _conversation_pair(
         prompt = [{"role": "user", "content": prompt}]
     else:
         shared = chosen[:-1]
+        if prompt is not None and 1 in (len(chosen), len(rejected)):
+            fail(
+                where,
+                "`chosen` and `rejected` must both be the answer alone or both whole conversations",
+            )
         if not shared:
             fail(where, "`prompt` is missing, and `chosen` holds a single message: give a prompt")
         if rejected[:-1] != shared:

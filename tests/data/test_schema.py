@@ -69,6 +69,8 @@ TEXT = {"prompt": "p", "chosen": "c", "rejected": "r"}
         ({"chosen": [{"role": "user"}], "rejected": []}, r"`chosen\[0\].content` must be text"),
         ({"chosen": [{**GOOD, "tool_calls": []}], "rejected": [BAD]}, "tool_calls; remove"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "holds a single message: give a prompt"),
+        ({"prompt": "Hi", "chosen": [GOOD], "rejected": [USER, BAD]}, "both be the answer alone"),
+        ({"prompt": "Hi", "chosen": [USER, GOOD], "rejected": [BAD]}, "both be the answer alone"),
         ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, "`chosen` must be one assistant"),
         ({"prompt": [USER, GOOD], "chosen": [GOOD], "rejected": [BAD]}, "end before the assistant"),
         ({"prompt": "Bye", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "not one of the mess"),
