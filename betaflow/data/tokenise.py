@@ -80,6 +80,24 @@ def encode(
     return Encoded(whole[:border], tail)
 
 
+def completion_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], completion: list[int]
+) -> str:
+    """What a completion's tokens add to the prompt's text; special tokens are left out.
+
+    It is their own text, with the space before it that a decoder such as Llama 2's takes from
+    what it holds to be the beginning of a text.
+    """
+
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    alone, before, whole = text(completion), text(prompt), text(prompt + completion)
+    added = whole.removeprefix(before)
+    # Not so where the prompt ends within a character.
+    return added if whole.startswith(before) and added.endswith(alone) else alone
+
+
 def cut_pair(
     chosen: Encoded, rejected: Encoded, limits: Limits, bos: int | None
 ) -> tuple[Encoded, Encoded]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from betaflow.data.tokenise import Encoded, collate
+from betaflow.data.tokenise import Encoded, collate, completion_text
 from betaflow.policy.lanes import side_by_side
 from betaflow.policy.loading import device, load_policy, load_tokenizer
 from betaflow.policy.logps import by_length, scatter, token_logits
@@ -75,10 +75,10 @@ class HFEngine:
             eos=self.tokenizer.eos_token_id,
             pad=self.tokenizer.pad_token_id,
         )
-        return [self._completion(one) for one in drawn]
+        return [self._completion(*one) for one in zip(requests, drawn, strict=True)]
 
-    def _completion(self, drawn: Drawn) -> Completion:
-        text = self.tokenizer.decode(drawn.token_ids, skip_special_tokens=True)
+    def _completion(self, request: Request, drawn: Drawn) -> Completion:
+        text = completion_text(self.tokenizer, request.prompt_ids, drawn.token_ids)
         stopped = drawn.token_ids[-1] == self.tokenizer.eos_token_id
         return Completion(drawn.token_ids, text, "stop" if stopped else "length", drawn.logprob)
 

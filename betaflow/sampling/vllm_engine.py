@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from betaflow.data.tokenise import completion_text
 from betaflow.errors import UserError
 from betaflow.policy.loading import device, load_tokenizer
 from betaflow.sampling.engine import Completion, Request, Scored
@@ -85,7 +86,10 @@ class VLLMEngine:
             for r in requests
         ]
         outputs = self._run([r.prompt_ids for r in requests], params)
-        return [self._completion(output.outputs[0]) for output in outputs]
+        return [
+            self._completion(request, output.outputs[0])
+            for request, output in zip(requests, outputs, strict=True)
+        ]
 
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Scored]:
         """Score from the log-probabilities that vLLM gives for prompt tokens."""
@@ -108,9 +112,9 @@ class VLLMEngine:
             outputs: list[Any] = self.llm.generate(tokens, params, use_tqdm=False)
         return outputs
 
-    def _completion(self, output: Any) -> Completion:
+    def _completion(self, request: Request, output: Any) -> Completion:
         ids = list(output.token_ids)
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        text = completion_text(self.tokenizer, request.prompt_ids, ids)
         logprob = sum(step[token].logprob for step, token in zip(output.logprobs, ids, strict=True))
         return Completion(ids, text, output.finish_reason, float(logprob))
 

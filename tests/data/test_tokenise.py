@@ -11,7 +11,15 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from betaflow.data.packing import first_fit, pack
-from betaflow.data.tokenise import Encoded, Limits, collate, cut_pair, encode, encode_prompt
+from betaflow.data.tokenise import (
+    Encoded,
+    Limits,
+    collate,
+    completion_text,
+    cut_pair,
+    encode,
+    encode_prompt,
+)
 from betaflow.policy.loading import load_tokenizer
 from betaflow.policy.scratch import train_tokenizer
 
@@ -59,6 +67,20 @@ def test_nothing_is_lost_whatever_the_text(
 ) -> None:
     found = encode(tokenizer, prompt, completion, finished=False)
     assert found.prompt + found.completion == tokenizer(prompt + completion).input_ids
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    text=st.text(max_size=30), tail=st.lists(st.integers(0, 399), max_size=12), at=st.floats(0, 1)
+)
+def test_byte_level_tokens_have_their_own_text_wherever_the_prompt_ends(
+    tokenizer: PreTrainedTokenizerBase, text: str, tail: list[int], at: float
+) -> None:
+    """Within a character, too."""
+    ids = [*tokenizer(text).input_ids, *tail]
+    border = round(at * len(ids))
+    found = completion_text(tokenizer, ids[:border], ids[border:])
+    assert found == tokenizer.decode(ids[border:], skip_special_tokens=True)
 
 
 def cut(pair: Pair, mode: str, prompt: int, completion: int, bos: int | None = BOS) -> Pair:

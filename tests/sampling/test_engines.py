@@ -11,9 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
+from betaflow.config import Params, ScratchSettings
+from betaflow.data.pairs import sampled_pairs
+from betaflow.data.tokenise import encode
 from betaflow.errors import UserError
 from betaflow.policy.loading import load_policy, load_tokenizer
+from betaflow.policy.scratch import make_model
+from betaflow.sampling.decode import Drawn
 from betaflow.sampling.engine import Request, open_engine
 from betaflow.sampling.hf_engine import HFEngine
 from betaflow.sampling.parity import require_parity
@@ -75,6 +82,69 @@ def test_a_draw_that_could_outgrow_the_model_is_refused(engine: HFEngine) -> Non
     assert len(engine.generate([Request([1] * 126, 0.0, 0, 2)])) == 1
     with pytest.raises(UserError, match=r"129 tokens .* 128 positions .* lower .*max_new_tokens"):
         engine.generate([Request([1, 30], 0.0, 0, 2), Request([1] * 126, 0.0, 0, 3)])
+@pytest.fixture(scope="module")
+def stripping(texts: list[str]) -> HFEngine:
+    """A model with a tokenizer of Llama 2's kind: what it decodes has lost its first space."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    parts = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse())
+    bpe.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
+    special = ["<unk>", "<s>", "</s>"]
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    )
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    sizes = ScratchSettings(vocabulary=400, hidden=32, layers=1, heads=2, max_positions=256)
+    return HFEngine(make_model(sizes, tokenizer, seed=0), tokenizer, 64)
+
+
+def test_a_completion_s_text_has_the_space_before_it(stripping: HFEngine, texts: list[str]) -> None:
+    tokenizer = stripping.tokenizer
+    prompts = [" ".join(text.split(" ")[:4]) for text in texts]
+    requests = [Request(tokenizer(p).input_ids, 1.0, n, 6) for n, p in enumerate(prompts)]
+    spaces = set()
+    for prompt, request, drawn in zip(prompts, requests, stripping.generate(requests), strict=True):
+        spaces.add(drawn.text.startswith(" "))
+        whole = tokenizer.decode(request.prompt_ids + drawn.token_ids, skip_special_tokens=True)
+        assert prompt + drawn.text == whole
+    assert spaces == {True, False}
+
+
+def test_pairs_are_encoded_to_the_tokens_that_were_drawn(
+    stripping: HFEngine, texts: list[str], params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = stripping.tokenizer
+    words = [text.split(" ") for text in texts]
+    prompts = [" ".join(some[:4]) for some in words]
+    ends = [" " + " ".join(some[4:]) for some in words]
+    drawn = set()
+
+    def decode(_: Any, prompts: list[list[int]], seeds: list[int], **__: Any) -> list[Drawn]:
+        found = []
+        for ids, seed in zip(prompts, seeds, strict=True):
+            prompt = tokenizer.decode(ids, skip_special_tokens=True)
+            completion = encode(tokenizer, prompt, ends[seed % len(ends)]).completion
+            drawn.add((*ids, *completion))
+            found.append(Drawn(completion, 0.0))
+        return found
+
+    monkeypatch.setattr("betaflow.sampling.hf_engine.decode", decode)
+    rows = [
+        {"id": str(n), "text": prompt, "ids": tokenizer(prompt).input_ids}
+        for n, prompt in enumerate(prompts)
+    ]
+    asked = []
+    pairs, _ = sampled_pairs(rows, stripping, lambda text: asked.append(text) or 0.0, params.pairs)
+    assert len(pairs) > len(prompts)
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            assert pair[side] in ends
+            found = encode(tokenizer, pair["prompt"], pair[side])
+            assert (*found.prompt, *found.completion) in drawn
+    assert set(asked) <= {prompt + end for prompt in prompts for end in ends}
 
 
 def test_parity_is_demanded() -> None:
