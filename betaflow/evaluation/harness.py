@@ -193,8 +193,9 @@ def _adapter(engine: Engine) -> Any:
             drawn = []
             for request in requests:
                 context, how = request.args
+                ids = self.tok_encode(context) or [self.prefix_token_id]
                 budget = int(how.get("max_gen_toks", self.max_gen_toks))
-                ids = self.tok_encode(context)[-(engine.max_length - budget) :]
+                ids, budget = _leave_room(ids, budget, engine.max_length)
                 temperature = float(how.get("temperature", 0.0)) if how.get("do_sample") else 0.0
                 drawn.append(Request(ids, temperature, 0, budget))
             texts = [completion.text for completion in engine.generate(drawn)]
@@ -216,6 +217,15 @@ def _fit(context: list[int], target: list[int], longest: int) -> tuple[list[int]
     """Cut a context from the left so that context and target fit (one token is left to draw)."""
     target = target[-(longest - 2) :]
     return context[-(longest - 1 - len(target)) :], target
+
+
+def _leave_room(context: list[int], budget: int, longest: int) -> tuple[list[int], int]:
+    """Cut a context from the left, but the budget first, to no less than half of the positions.
+
+    lm-eval's own adapters cut the context alone, and refuse a budget of all positions.
+    """
+    budget = min(budget, max(longest - len(context), longest // 2))
+    return context[-(longest - budget) :], budget
 
 
 def _windows(ids: list[int], prefix: int, longest: int) -> list[tuple[list[int], list[int]]]:
