@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,21 @@ import numpy as np
 from betaflow.data.tokenise import encode
 from betaflow.errors import UserError
 from betaflow.progress import track
-from betaflow.sampling.engine import Engine, Request
+from betaflow.sampling.engine import Engine, Request, draw_seed
 
 OWN_TASKS = Path(__file__).parent / "lm_eval_tasks"
 CHUNK = 256
+# What leaves a draw at the temperature's: the engines draw by no other option.
+PLAIN: dict[str, tuple[float, ...]] = {
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "num_beams": (1,),
+    "repetition_penalty": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+}
 WHOLE_CORPUS = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # of all documents at once
 PERPLEXITY = "perplexity"  # of a mean over documents of log-likelihoods, which is what rows have
 
@@ -190,14 +202,18 @@ def _adapter(engine: Engine) -> Any:
             return totals
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            drawn = []
+            drawn, seen = [], Counter[str]()
             for request in requests:
                 context, how = request.args
                 ids = self.tok_encode(context) or [self.prefix_token_id]
                 budget = int(how.get("max_gen_toks", self.max_gen_toks))
                 ids, budget = _leave_room(ids, budget, engine.max_length)
-                temperature = float(how.get("temperature", 0.0)) if how.get("do_sample") else 0.0
-                drawn.append(Request(ids, temperature, 0, budget))
+                # One that is asked again (a task's `repeats`) is drawn anew.
+                asked = repr((context, sorted(how.items())))
+                seed = draw_seed("benchmark", asked, seen[asked])
+                seen[asked] += 1
+                temperature = _temperature(how, request.task_name)
+                drawn.append(Request(ids, temperature, seed, budget))
             texts = [completion.text for completion in engine.generate(drawn)]
             return [_until(t, r.args[1].get("until")) for t, r in zip(texts, requests, strict=True)]
 
@@ -217,6 +233,23 @@ def _fit(context: list[int], target: list[int], longest: int) -> tuple[list[int]
     """Cut a context from the left so that context and target fit (one token is left to draw)."""
     target = target[-(longest - 2) :]
     return context[-(longest - 1 - len(target)) :], target
+
+
+def _temperature(how: dict[str, Any], task: str) -> float:
+    """That of a task's generation settings; 0 is greedy, whatever their other options are.
+
+    Raises:
+        UserError: for options of a draw that the engines do not know.
+    """
+    temperature = float(how.get("temperature", 0.0)) if how.get("do_sample", True) else 0.0
+    for option, plain in PLAIN.items():
+        value = how.get(option)
+        if temperature > 0 and value is not None and value not in plain:
+            raise UserError(
+                f"benchmark.tasks: {task} asks for draws with {option} {value}, and betaflow draws "
+                "by temperature alone; leave the task out"
+            )
+    return temperature
 
 
 def _leave_room(context: list[int], budget: int, longest: int) -> tuple[list[int], int]:

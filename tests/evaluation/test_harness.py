@@ -31,9 +31,11 @@ from typing import Any
 
 import pytest
 
+from betaflow.errors import UserError
 from betaflow.evaluation.harness import _adapter
 from betaflow.policy.loading import load_tokenizer
 from betaflow.sampling.engine import Completion, Request, Scored
+from betaflow.sampling.hf_engine import HFEngine
 
 LONGEST = 128
 
@@ -98,3 +100,51 @@ def test_context_and_budget_fit_the_positions(
     assert request.prompt_ids == (ids[-kept:] or [engine.tokenizer.bos_token_id])
     assert len(request.prompt_ids) == kept and request.max_new_tokens == left
     assert kept + left <= LONGEST
+
+
+SAMPLED = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12, "until": []}
+
+
+def test_what_is_asked_again_is_drawn_anew(tiny: Path) -> None:
+    engine = HFEngine.load(tiny, batch_size=8)
+    repeats = [("the plot", SAMPLED)] * 4
+    drawn = ask(engine, *repeats, ("the end", SAMPLED))
+    assert len(set(drawn[:4])) == 4
+    # Neither what else is asked, nor the order, changes a draw.
+    assert ask(engine, ("the end", SAMPLED), *repeats) == [drawn[4], *drawn[:4]]
+    assert len(set(ask(engine, *[("the plot", {**SAMPLED, "do_sample": False})] * 4))) == 1
+
+
+def test_documents_and_settings_have_noise_of_their_own(engine: Recorder) -> None:
+    other = {**SAMPLED, "seed": 2}  # as tasks of robustness ask for
+    ask(engine, *[(text, how) for text in ("a", "b") for how in (SAMPLED, other, SAMPLED)])
+    assert len({request.seed for request in engine.requests}) == 6
+
+
+@pytest.mark.parametrize(
+    ("how", "temperature"),
+    [
+        ({}, 0.0),
+        ({"do_sample": False, "temperature": 0.0}, 0.0),
+        ({"do_sample": False, "temperature": 1, "top_p": 0.95, "top_k": 40}, 0.0),
+        ({"temperature": 0, "top_p": 0.95, "repetition_penalty": 1.2}, 0.0),
+        ({"temperature": 0.7}, 0.7),  # lm-eval's: it need not say that it samples
+        ({"do_sample": True, "temperature": 0.7, "top_p": 1.0, "top_k": -1, "min_p": 0}, 0.7),
+        ({"do_sample": True, "temperature": 0.7, "top_p": None, "num_beams": 1}, 0.7),
+    ],
+)
+def test_options_that_change_no_draw_are_harmless(
+    engine: Recorder, how: dict[str, Any], temperature: float
+) -> None:
+    ask(engine, ("the plot", how))
+    assert engine.requests[0].temperature == temperature
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("top_p", 0.95), ("top_k", 40), ("min_p", 0.1), ("repetition_penalty", 1.2)],
+)
+def test_draws_by_other_options_are_refused(engine: Recorder, option: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"a_task asks for draws with {option} {value}"):
+        ask(engine, ("the plot", {**SAMPLED, option: value}))
+    assert not engine.requests
