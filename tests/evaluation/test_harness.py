@@ -26,13 +26,14 @@ def test_a_context_is_never_empty(bos: bool) -> None:
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from betaflow.errors import UserError
-from betaflow.evaluation.harness import _adapter
+from betaflow.evaluation.harness import _adapter, run_harness
 from betaflow.policy.loading import load_tokenizer
 from betaflow.sampling.engine import Completion, Request, Scored
 from betaflow.sampling.hf_engine import HFEngine
@@ -49,13 +50,18 @@ class Recorder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.requests: list[Request] = []
+        self.scored: list[tuple[str, str]] = []
 
     def generate(self, requests: list[Request]) -> list[Completion]:
         self.requests += requests
         return [Completion([5], f"{n}.", "length", -1.0) for n in range(len(requests))]
 
     def score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Scored]:
+        self.scored += [(self.decode(context), self.decode(target)) for context, target in pairs]
         return [Scored(-float(len(target)), True) for _, target in pairs]
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @pytest.fixture
@@ -148,3 +154,34 @@ def test_draws_by_other_options_are_refused(engine: Recorder, option: str, value
     with pytest.raises(UserError, match=f"a_task asks for draws with {option} {value}"):
         ask(engine, ("the plot", {**SAMPLED, option: value}))
     assert not engine.requests
+
+
+TEXTS = ["7", "[1, 2]", "['a']", "{{ 1 }}", "the end\n", "the plot was dull."]
+
+
+def test_own_tasks_take_every_text_as_it_is(
+    engine: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-eval reads what a template makes of it: "7" as a number, "[1, 2]" as a list."""
+    rows = {
+        "out/pairs/eval.jsonl": [{"prompt": t, "chosen": " 7", "rejected": t} for t in TEXTS],
+        "out/pairs/text_eval.jsonl": [{"text": text} for text in TEXTS],
+        "out/data/cloze.jsonl": [{"query": t, "choices": ["7", t], "gold": 0} for t in TEXTS],
+    }
+    for name, found in rows.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", "")  # put back what `run_harness` sets
+    scored = {}
+    for task in ("preference", "perplexity", "cloze"):
+        engine.scored = []
+        result = run_harness(
+            engine, [f"betaflow_{task}"], limit=None, cache=tmp_path / "cache" / task
+        )
+        assert result["n_samples"] == {f"betaflow_{task}": len(TEXTS)}
+        scored[task] = {"".join(pair) for pair in engine.scored}
+    assert scored["preference"] == {t + end for t in TEXTS for end in (" 7", t)}
+    assert scored["perplexity"] == set(TEXTS)
+    assert scored["cloze"] == {f"{t} {choice}" for t in TEXTS for choice in ("7", t)}
