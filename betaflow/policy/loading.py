@@ -56,9 +56,9 @@ def load_tokenizer(
         )
     if tokenizer("a").input_ids[-1:] == [tokenizer.eos_token_id]:
         raise UserError(
-            f"the tokenizer of {path} appends EOS to every text, prompts too; set "
-            "add_eos_token: false in its tokenizer_config.json (and add_bos_token: true, if it "
-            "begins texts with BOS)"
+            f"the tokenizer of {path} appends EOS to every text, prompts too; load it with "
+            "transformers, set its add_eos_token = False (and add_bos_token = True, if it begins "
+            "texts with BOS), and save it again"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

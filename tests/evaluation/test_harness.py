@@ -1,42 +1,23 @@
-"""What lm-eval asks of an engine, from tokenizers of every kind."""
-
-from __future__ import annotations
-
-from types import SimpleNamespace
-from typing import Any
-
-import pytest
-from tokenizers import processors
-
-from betaflow.evaluation.harness import _adapter
-from betaflow.policy.scratch import train_tokenizer
-
-pytest.importorskip("lm_eval")
-
-
-@pytest.mark.parametrize("bos", [True, False])
-def test_a_context_is_never_empty(bos: bool) -> None:
-    tokenizer = train_tokenizer(["lovely"] * 9, 300)
-    if not bos:
-        tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    engine: Any = SimpleNamespace(tokenizer=tokenizer)
-    pair = _adapter(engine)._encode_pair("lov", "ely")  # one token, over the border
-    assert pair == ([tokenizer.bos_token_id], [tokenizer.convert_tokens_to_ids("lovely")])
 """lm-eval on an engine: what is asked of it, and this repository's own tasks."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
 from betaflow.errors import UserError
 from betaflow.evaluation.harness import _adapter, run_harness
 from betaflow.policy.loading import load_tokenizer
+from betaflow.policy.scratch import train_tokenizer
 from betaflow.sampling.engine import Completion, Request, Scored
 from betaflow.sampling.hf_engine import HFEngine
+
+pytest.importorskip("lm_eval")
 
 LONGEST = 128
 
@@ -185,3 +166,13 @@ def test_own_tasks_take_every_text_as_it_is(
     assert scored["preference"] == {t + end for t in TEXTS for end in (" 7", t)}
     assert scored["perplexity"] == set(TEXTS)
     assert scored["cloze"] == {f"{t} {choice}" for t in TEXTS for choice in ("7", t)}
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_context_is_never_empty(bos: bool) -> None:
+    tokenizer = train_tokenizer(["lovely"] * 9, 300)
+    if not bos:
+        tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    engine: Any = SimpleNamespace(tokenizer=tokenizer)
+    pair = _adapter(engine)._encode_pair("lov", "ely")  # one token, over the border
+    assert pair == ([tokenizer.bos_token_id], [tokenizer.convert_tokens_to_ids("lovely")])

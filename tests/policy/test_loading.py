@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from tokenizers import processors
+from transformers import AutoTokenizer
 
 from betaflow.errors import UserError
 from betaflow.policy.loading import load_tokenizer
 from betaflow.policy.scratch import train_tokenizer
 
 
-def test_a_tokenizer_that_appends_eos_is_refused_and_its_config_mends_it(tmp_path: Path) -> None:
+def test_a_tokenizer_that_appends_eos_is_refused_and_what_is_advised_mends_it(
+    tmp_path: Path,
+) -> None:
     tokenizer = train_tokenizer(["the plot was good"] * 9, 300)
     bos, eos = str(tokenizer.bos_token), str(tokenizer.eos_token)
     expected = tokenizer("the plot").input_ids
@@ -22,9 +24,9 @@ def test_a_tokenizer_that_appends_eos_is_refused_and_its_config_mends_it(tmp_pat
         special_tokens=[(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)],
     )
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"appends EOS .* set add_eos_token: false in its token"):
+    with pytest.raises(UserError, match=r"appends EOS .* set its add_eos_token = False"):
         load_tokenizer(tmp_path)
-    config = tmp_path / "tokenizer_config.json"
-    values = {**json.loads(config.read_text()), "add_eos_token": False, "add_bos_token": True}
-    config.write_text(json.dumps(values))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    loaded.add_eos_token, loaded.add_bos_token = False, True
+    loaded.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path)("the plot").input_ids == expected

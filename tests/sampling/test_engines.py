@@ -82,6 +82,8 @@ def test_a_draw_that_could_outgrow_the_model_is_refused(engine: HFEngine) -> Non
     assert len(engine.generate([Request([1] * 126, 0.0, 0, 2)])) == 1
     with pytest.raises(UserError, match=r"129 tokens .* 128 positions .* lower .*max_new_tokens"):
         engine.generate([Request([1, 30], 0.0, 0, 2), Request([1] * 126, 0.0, 0, 3)])
+
+
 @pytest.fixture(scope="module")
 def stripping(texts: list[str]) -> HFEngine:
     """A model with a tokenizer of Llama 2's kind: what it decodes has lost its first space."""
