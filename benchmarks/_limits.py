@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,8 +40,8 @@ class Case(Protocol):
         """What it changes."""
 
 
-class Workspace:
-    """A workspace's reference, prompts and optimum."""
+class Workspace(ABC):
+    """A workspace's reference, prompts and optimum, and what is trained in it."""
 
     def __init__(self, params: Params, prompts: int) -> None:
         self.params = params
@@ -59,6 +60,10 @@ class Workspace:
         if found is None:
             raise UserError("no optimum here: run presets/frontier.yaml as far as `optimum` first")
         return found
+
+    @abstractmethod
+    def train(self, case: Any, seed: int) -> Any:
+        """The policy that is made in a case."""
 
     def score(self, policy: Any) -> Row:
         """Reward, KL and share of the optimum's gain on held-out prompts; drift of the length."""
@@ -124,17 +129,26 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def label(prefix: str, name: str, seed: int) -> str:
+    """What a training is called, in its progress and its checkpoints."""
+    return f"{prefix}-{name.replace(' ', '-').replace(',', '')}-s{seed}"
+
+
+def command_line(description: str | None, out: str) -> argparse.ArgumentParser:
+    """A parser of what a benchmark asks for, but for what `run_cases` adds."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder to write to")
+    return parser
+
+
 def run_cases(
     parser: argparse.ArgumentParser,
     cases: Sequence[Case],
-    open_trial: Callable[[Params, argparse.Namespace], tuple[Workspace, Callable[[Any, int], Any]]],
+    open_workspace: Callable[[Params, argparse.Namespace], Workspace],
 ) -> None:
-    """Run the cases that the command line asks for and that `limits.json` lacks, and tell all.
-
-    Args:
-        open_trial: of the parameters and the command line, the workspace, and what trains a
-            policy of a case and a seed in it.
-    """
+    """Run the cases that the command line asks for and that `limits.json` lacks, and tell all."""
     parser.add_argument("--prompts", type=int, default=4000, help="training prompts, at most")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -143,7 +157,7 @@ def run_cases(
         help=f"those of: {'; '.join(names)}")  # fmt: skip
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    workspace, train = open_trial(load_params(), given)
+    workspace = open_workspace(load_params(), given)
     path = given.out / "limits.json"
     rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
     given.out.mkdir(parents=True, exist_ok=True)
@@ -152,7 +166,7 @@ def run_cases(
             about = {"case": case.name, "seed": seed, "prompts": given.prompts}
             if any(about.items() <= row.items() for row in rows):
                 continue
-            rows.append({**about, **workspace.score(train(case, seed))})
+            rows.append({**about, **workspace.score(workspace.train(case, seed))})
             write_json(path, rows)
             told = rows[-1]
             print(f"{case.name} (seed {seed}): {told['fraction']:.1%} at {told['kl']:.2f} nats")

@@ -13,17 +13,15 @@ that was stopped goes on.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
-from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from benchmarks._limits import DRAWN_TOGETHER, Row, Workspace, run_cases
+from benchmarks._limits import DRAWN_TOGETHER, Row, Workspace, command_line, label, run_cases
 from betaflow.config import DPOTraining, OnlineSettings, Params
 from betaflow.data.tokenise import Encoded
 from betaflow.policy.loading import load_policy
@@ -170,17 +168,17 @@ class Trial(Workspace):
             pool = self.pool.part(0, half).joined(own)
         return self._dpo(pool, case, case.name, seed)
 
-    def _dpo(self, pool: Pool, case: Case, label: str, seed: int) -> Any:
+    def _dpo(self, pool: Pool, case: Case, name: str, seed: int) -> Any:
         pairs, settings = labelled(pool, case, seed), self._settings(case)
         policy = load_policy("out/sft")
-        for name, weight in policy.named_parameters():
-            weight.requires_grad_(not (case.frozen and case.frozen in name))
+        for key, weight in policy.named_parameters():
+            weight.requires_grad_(not (case.frozen and case.frozen in key))
         train_dpo(
             prepare(policy, settings, pad=self.pad),
             pairs,
             NO_PAIRS,
             settings,
-            label=f"limits-{label.replace(' ', '-').replace(',', '')}-s{seed}",
+            label=label("limits", name, seed),
             objective=dpo_objective(settings, case.beta),
             peak_rate=case.rate,
             seed=seed,
@@ -219,7 +217,7 @@ class Trial(Workspace):
                 value_steps=case.value_steps,
                 value_rate=1e-3,
             ),
-            label=f"limits-{case.name.replace(' ', '-').replace(',', '')}-s{seed}",
+            label=label("limits", case.name, seed),
             objective=dpo_objective(settings, case.beta),
             peak_rate=case.rate,
             seed=seed,
@@ -250,22 +248,11 @@ def labelled(pool: Pool, case: Case, seed: int) -> ReferencedPairs:
     return ReferencedPairs(ids, chosen, rejected, logps[prompts, firsts], logps[prompts, seconds])
 
 
-def open_trial(
-    params: Params, given: argparse.Namespace
-) -> tuple[Trial, Callable[[Case, int], Any]]:
-    """The workspace, and what trains in it."""
-    trial = Trial(params, given.prompts, given.draws)
-    return trial, trial.train
-
-
 def main() -> None:
     """Run the cases that are missing, and tell all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/limits"), help="folder to write to")
+    parser = command_line(__doc__, "out/limits")
     parser.add_argument("--draws", type=int, default=8, help="completions of each")
-    run_cases(parser, CASES, open_trial)
+    run_cases(parser, CASES, lambda params, given: Trial(params, given.prompts, given.draws))
 
 
 if __name__ == "__main__":

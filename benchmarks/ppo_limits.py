@@ -13,15 +13,13 @@ that was stopped goes on.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks._limits import Workspace, run_cases
+from benchmarks._limits import Workspace, command_line, label, run_cases
 from betaflow.config import Params, PPOTraining
 from betaflow.data.tokenise import Encoded
 from betaflow.policy.flops import forward_flops
@@ -111,7 +109,7 @@ class Trial(Workspace):
             prompts,
             settings,
             pad=self.pad,
-            label=f"ppo-limits-{case.name.replace(' ', '-').replace(',', '')}-s{seed}",
+            label=label("ppo-limits", case.name, seed),
             beta=0.2,
             target_kl=case.target_kl,
             peak_rate=case.rate,
@@ -122,23 +120,10 @@ class Trial(Workspace):
         return models.policy
 
 
-def open_trial(
-    params: Params, given: argparse.Namespace
-) -> tuple[Trial, Callable[[Case, int], Any]]:
-    """The workspace, and what trains in it."""
-    trial = Trial(params, given.prompts)
-    return trial, trial.train
-
-
 def main() -> None:
     """Run the cases that are missing, and tell all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/ppo_limits"), help="folder to write to"
-    )
-    run_cases(parser, CASES, open_trial)
+    parser = command_line(__doc__, "out/ppo_limits")
+    run_cases(parser, CASES, lambda params, given: Trial(params, given.prompts))
 
 
 if __name__ == "__main__":
