@@ -17,7 +17,7 @@ from endpoints import settings as llm_settings
 from mlflow.artifacts import download_artifacts
 from promotions import BETTER, GOOD, SAME, benchmark, judged
 
-from betaflow.config import Arm, Params, arms, load_params
+from betaflow.config import Arm, LLMSettings, Params, arms, load_params
 from betaflow.errors import UserError
 from betaflow.evaluation.alignment_tax import paired_difference
 from betaflow.evaluation.promotion import Rule, candidates
@@ -488,6 +488,11 @@ def took_of(number: int) -> dict[str, str]:
     return {key: value for key, value in tags.items() if key.startswith("betaflow.judge.")}
 
 
+def judged_by(sweep: Params, llm: LLMSettings) -> Params:
+    compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
+    return sweep.model_copy(update={"compare": compare})
+
+
 def test_a_language_model_judges_a_champion_when_they_first_meet(
     sweep: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -505,8 +510,7 @@ def test_a_language_model_judges_a_champion_when_they_first_meet(
 
     with serve(answer) as server:
         llm = llm_settings(server.url, model="m", prompt_price=1.0, completion_price=2.0)
-        compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
-        asking = sweep.model_copy(update={"compare": compare})
+        asking = judged_by(sweep, llm)
         known = judged_against(asking, evidence(GOOD), evidence("sft"))[0]["preference"]
         assert known.tolist()[:4] == [1.0, 0.5, 1.0, 0.5]
         assert known.isna().tolist() == [False] * 119 + [True]
@@ -548,8 +552,7 @@ def test_a_judge_that_leaves_verdicts_on_a_champion_missing_promotes_nothing(
     for refused, held in ((range(6), True), (range(7), False)):  # of 60 prompts
         with serve(answer) as server:
             llm = llm_settings(server.url, model=f"refuses {len(refused)}")
-            compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
-            asking = sweep.model_copy(update={"compare": compare})
+            asking = judged_by(sweep, llm)
             found = rules(asking, arm, evidence(BETTER), evidence(GOOD))
         (rule,) = [rule for rule in found if rule.name == "verdicts"]
         assert (rule.held, rule.found) == (held, len(refused) / 60)
@@ -570,8 +573,7 @@ def test_a_judge_that_goes_by_the_order_with_a_champion_promotes_nothing(
     for seen, held in ((30, True), (10, False)):  # of 60 prompts
         with serve(answer) as server:
             llm = llm_settings(server.url, model=f"sees {seen}")
-            compare = sweep.compare.model_copy(update={"judge": "llm", "llm": llm})
-            asking = sweep.model_copy(update={"compare": compare})
+            asking = judged_by(sweep, llm)
             told = rules(asking, arm, evidence(BETTER), evidence(GOOD))
         found = {rule.name: rule for rule in told}
         assert found["win_rate"].held
