@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from betaflow.config import Params, arms
 from betaflow.errors import UserError
 from betaflow.io import parse_yaml
-from tasks.tracking import dvc_lock
+from tasks.tracking import locked_stages, output_hashes
 
 
 def require_same(params: Params) -> None:
@@ -20,14 +18,10 @@ def require_same(params: Params) -> None:
     Of stages of arms that are no longer in the sweep nothing is asked; and nothing at all where
     there is no dvc.lock.
     """
-    try:
-        stages = (parse_yaml(dvc_lock()) or {}).get("stages", {})
-    except yaml.YAMLError:
-        return
     folders = {str(arm.model_dir) for arm in arms(params) if arm.has_model}
     present = {
         name: stage
-        for name, stage in stages.items()
+        for name, stage in locked_stages().items()
         if "@" not in name or folders & {out["path"] for out in stage.get("outs", [])}
     }
     changed = [*_other_params(present), *_other_inputs(present)]
@@ -48,7 +42,7 @@ def _other_params(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _other_inputs(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Outputs that a stage was run on, and that have been made anew since."""
-    made = {out["path"]: out["md5"] for one in stages.values() for out in one.get("outs", [])}
+    made = output_hashes(stages)
     for stage in stages.values():
         for dep in stage.get("deps", []):
             if made.get(dep["path"], dep["md5"]) != dep["md5"]:

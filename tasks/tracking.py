@@ -184,7 +184,8 @@ class Tracker:
         tag, now, shown = TAG + "compared", int(time.time() * 1000), {**own, **compared}
         before = run.data.tags.get(tag, "").split()
         gone = [Metric(name, math.nan, now, steps) for name in before if name not in shown]
-        self.client.log_batch(run.info.run_id, metrics=gone)
+        if gone:
+            self.client.log_batch(run.info.run_id, metrics=gone)
         self.log_final(run, shown, steps)
         self.client.set_tag(run.info.run_id, tag, " ".join(sorted(compared)))
 
@@ -240,13 +241,23 @@ def git_tags() -> dict[str, str]:
 
 def dvc_hashes() -> dict[str, str]:
     """DVC's hash of every output that dvc.lock holds, of the stages that arms share."""
+    stages, shared = locked_stages(), ("prepare", "sft", "pairs", "reference", "reward")
+    return output_hashes({name: stage for name, stage in stages.items() if name in shared})
+
+
+def output_hashes(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """DVC's hash of every output of `locked_stages`, by path."""
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+
+
+def locked_stages() -> dict[str, dict[str, Any]]:
+    """The stages of dvc.lock by name; none where there is no such file, or it is damaged."""
     try:
         lock = parse_yaml(dvc_lock()) or {}
     except yaml.YAMLError:
         return {}
-    shared = ("prepare", "sft", "pairs", "reference", "reward")
-    stages = {name: stage for name, stage in lock.get("stages", {}).items() if name in shared}
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+    found: dict[str, dict[str, Any]] = lock.get("stages", {})
+    return found
 
 
 def dvc_lock() -> bytes:
