@@ -38,13 +38,17 @@ DRIVERS = {"psycopg", "psycopg2", "MySQLdb", "pymysql", "pymssql", "pyodbc"}
 
 def uri() -> str:
     """The tracking server: `MLFLOW_TRACKING_URI`, or a SQLite file in the workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri()
+
+
+def _own_uri() -> str:
+    return f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
 def server() -> str | None:
     """Where the user keeps the runs, without secrets; None: in the workspace."""
-    named = os.environ.get("MLFLOW_TRACKING_URI")
-    return _without_secrets(named) if named else None
+    named = uri()  # MLflow puts the workspace's into the environment too
+    return None if named == _own_uri() else _without_secrets(named)
 
 
 def client() -> Any:

@@ -109,6 +109,16 @@ def test_a_lock_held_for_long_is_not_waited_for(
         lock.unlock()
 
 
+def test_where_the_runs_are_is_told_if_it_is_elsewhere(
+    workspace: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it: put back in the end
+    tracking.Tracker(params)
+    assert tracking.server() is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://name:hunter2@127.0.0.1:9")
+    assert tracking.server() == "http://…@127.0.0.1:9"
+
+
 def test_what_is_compared_no_more_is_not_a_number(workspace: Path, params: Params) -> None:
     """PPO left the grid: what the arm won against it is not of this comparison."""
     train(params)
