@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -181,16 +183,22 @@ print("RESULT" + json.dumps({
 """
 
 
-def test_vllm_gives_hugging_face_s_numbers(tiny: Path, engine: HFEngine) -> None:
+def vllm_of(folder: Path, **variables: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", VLLM, str(tiny), json.dumps(PROMPTS)],
+        [sys.executable, "-c", VLLM, str(folder), json.dumps(PROMPTS)],
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | variables,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert lines, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT"))
+    return found
+
+
+def test_vllm_gives_hugging_face_s_numbers(tiny: Path, engine: HFEngine) -> None:
+    found = vllm_of(tiny)
     requests = [Request(p, t, s, 8) for t in (0.0, 1.0) for s in (1, 2) for p in PROMPTS]
     drawn = found["drawn"]
     # With a seed a request, the order of the requests does not matter.
@@ -204,6 +212,21 @@ def test_vllm_gives_hugging_face_s_numbers(tiny: Path, engine: HFEngine) -> None
     assert [c.token_ids for c in greedy] == [c["token_ids"] for c in drawn[:3]]
     assert [c.text for c in greedy] == [c["text"] for c in drawn[:3]]
     assert found["max_length"] == engine.max_length == 128
+
+
+def test_vllm_opens_a_model_whose_context_does_not_fit_and_compiles_nothing_on_a_cpu(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """The cache has 1 GiB here, and a token of this model takes 1 KiB."""
+    folder, compiled = tmp_path / "long", tmp_path / "compiled"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text())
+    positions = 2**21
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+    found = vllm_of(folder, TORCHINDUCTOR_CACHE_DIR=str(compiled), VLLM_CPU_KVCACHE_SPACE="1")
+    assert positions / 4 < found["max_length"] < positions
+    assert [c["token_ids"] for c in found["drawn"]] == found["backwards"]
+    assert not [path for path in compiled.rglob("*") if path.is_file()]
 
 
 def test_a_missing_vllm_is_said_and_nothing_else_takes_its_place(
