@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from betaflow.sampling.engine import Engine, Request, draw_seed
 
 OWN_TASKS = Path(__file__).parent / "lm_eval_tasks"
 CHUNK = 256
-# What leaves a draw at the temperature's: the engines draw by no other option.
+# What leaves a draw, or greedy text, at the temperature's: the engines know no other option.
 PLAIN: dict[str, tuple[float, ...]] = {
     "top_p": (1,),
     "top_k": (0, -1),
@@ -29,6 +30,7 @@ PLAIN: dict[str, tuple[float, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
 }
+OF_GREEDY = ("num_beams", "repetition_penalty", "frequency_penalty", "presence_penalty")
 WHOLE_CORPUS = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # of all documents at once
 PERPLEXITY = "perplexity"  # of a mean over documents of log-likelihoods, which is what rows have
 
@@ -154,6 +156,7 @@ def _ratio_error(rows: list[tuple[float, int]], metric: str) -> float:
 def _adapter(engine: Engine) -> Any:
     """Our engine as lm-eval's `TemplateLM` (which can be imported only where lm-eval is)."""
     from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs
 
     class EngineLM(TemplateLM):
         tokenizer = engine.tokenizer
@@ -202,20 +205,21 @@ def _adapter(engine: Engine) -> Any:
             return totals
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            drawn, seen = [], Counter[str]()
+            drawn, stops, seen = [], [], Counter[str]()
             for request in requests:
-                context, how = request.args
+                context, given = request.args
+                how = {"temperature": 0.0, **normalize_gen_kwargs(given, self.max_gen_toks)}
                 ids = self.tok_encode(context) or [self.prefix_token_id]
-                budget = int(how.get("max_gen_toks", self.max_gen_toks))
-                ids, budget = _leave_room(ids, budget, engine.max_length)
+                ids, budget = _leave_room(ids, how["max_gen_toks"], engine.max_length)
                 # One that is asked again (a task's `repeats`) is drawn anew.
                 asked = repr((context, sorted(how.items())))
                 seed = draw_seed("benchmark", asked, seen[asked])
                 seen[asked] += 1
-                temperature = _temperature(how, request.task_name)
-                drawn.append(Request(ids, temperature, seed, budget))
+                _require_plain(how, request.task_name)
+                drawn.append(Request(ids, how["temperature"], seed, budget))
+                stops.append(how["until"])
             texts = [completion.text for completion in engine.generate(drawn)]
-            return [_until(t, r.args[1].get("until")) for t, r in zip(texts, requests, strict=True)]
+            return [_until(text, words) for text, words in zip(texts, stops, strict=True)]
 
     return EngineLM()
 
@@ -235,21 +239,20 @@ def _fit(context: list[int], target: list[int], longest: int) -> tuple[list[int]
     return context[-(longest - 1 - len(target)) :], target
 
 
-def _temperature(how: dict[str, Any], task: str) -> float:
-    """That of a task's generation settings; 0 is greedy, whatever their other options are.
+def _require_plain(how: Mapping[str, Any], task: str) -> None:
+    """Refuse options that the engines do not know, of a draw, or of a search for greedy text.
 
     Raises:
-        UserError: for options of a draw that the engines do not know.
+        UserError: naming the task and the option.
     """
-    temperature = float(how.get("temperature", 0.0)) if how.get("do_sample", True) else 0.0
     for option, plain in PLAIN.items():
         value = how.get(option)
-        if temperature > 0 and value is not None and value not in plain:
+        heard = how["temperature"] > 0 or option in OF_GREEDY
+        if heard and value is not None and value not in plain:
             raise UserError(
-                f"benchmark.tasks: {task} asks for draws with {option} {value}, and betaflow draws "
+                f"benchmark.tasks: {task} asks for text with {option} {value}, and betaflow draws "
                 "by temperature alone; leave the task out"
             )
-    return temperature
 
 
 def _leave_room(context: list[int], budget: int, longest: int) -> tuple[list[int], int]:
@@ -270,8 +273,8 @@ def _windows(ids: list[int], prefix: int, longest: int) -> list[tuple[list[int],
     return found
 
 
-def _until(text: str, stops: list[str] | str | None) -> str:
-    for stop in [stops] if isinstance(stops, str) else stops or []:
+def _until(text: str, stops: list[str]) -> str:
+    for stop in stops:
         if stop:
             text = text.split(stop)[0]
     return text

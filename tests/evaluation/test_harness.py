@@ -114,7 +114,7 @@ def test_documents_and_settings_have_noise_of_their_own(engine: Recorder) -> Non
         ({}, 0.0),
         ({"do_sample": False, "temperature": 0.0}, 0.0),
         ({"do_sample": False, "temperature": 1, "top_p": 0.95, "top_k": 40}, 0.0),
-        ({"temperature": 0, "top_p": 0.95, "repetition_penalty": 1.2}, 0.0),
+        ({"temperature": 0, "top_p": 0.95, "min_p": 0.1}, 0.0),
         ({"temperature": 0.7}, 0.7),  # lm-eval's: it need not say that it samples
         ({"do_sample": True, "temperature": 0.7, "top_p": 1.0, "top_k": -1, "min_p": 0}, 0.7),
         ({"do_sample": True, "temperature": 0.7, "top_p": None, "num_beams": 1}, 0.7),
@@ -128,13 +128,29 @@ def test_options_that_change_no_draw_are_harmless(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("top_p", 0.95), ("top_k", 40), ("min_p", 0.1), ("repetition_penalty", 1.2)],
+    ("option", "value", "how"),
+    [
+        ("top_p", 0.95, SAMPLED),
+        ("top_k", 40, SAMPLED),
+        ("min_p", 0.1, SAMPLED),
+        ("repetition_penalty", 1.2, SAMPLED),
+        ("repetition_penalty", 1.2, {"temperature": 0}),
+        ("num_beams", 4, {"do_sample": False}),
+    ],
 )
-def test_draws_by_other_options_are_refused(engine: Recorder, option: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"a_task asks for draws with {option} {value}"):
-        ask(engine, ("the plot", {**SAMPLED, option: value}))
+def test_text_by_other_options_is_refused(
+    engine: Recorder, option: str, value: float, how: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=f"a_task asks for text with {option} {value}"):
+        ask(engine, ("the plot", {**how, option: value}))
     assert not engine.requests
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
+def test_a_budget_has_all_the_names_that_lm_eval_gives_it(engine: Recorder, name: str) -> None:
+    ask(engine, ("the plot", {name: 7}), ("the plot", {}))
+    named, room = (request.max_new_tokens for request in engine.requests)
+    assert named == 7 < room
 
 
 TEXTS = ["7", "[1, 2]", "['a']", "{{ 1 }}", "the end\n", "the plot was dull."]
