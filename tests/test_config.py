@@ -38,11 +38,11 @@ def values(repository: Path) -> dict[str, Any]:
     return copy.deepcopy(yaml.safe_load((repository / "params.yaml").read_text()))
 
 
-def test_the_default_has_four_betas_a_ppo_arm_and_sft(params: Params) -> None:
+def test_the_default_has_four_trials_of_dpo_as_many_of_ppo_and_sft(params: Params) -> None:
     methods = [arm.method for arm in arms(params)]
     assert methods[0] == "sft"
     assert len(params.dpo.grid.beta) >= 4
-    assert "ppo" in methods
+    assert methods.count("ppo") == methods.count("dpo")
 
 
 @pytest.mark.parametrize(
