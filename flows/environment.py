@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,10 +24,12 @@ from urllib.parse import urlsplit
 
 from betaflow.errors import UserError
 from betaflow.parent import end_with_parent
+from flows.stages import GRACE, KILL_WAIT
 
 START_WAIT = 120.0  # seconds; its first start makes a database, slowly on a busy machine
 
 
+_ending = threading.Event()  # the program's end has come for the server too
 _own_api = ""  # the URL of the API that `start_api` starts; empty: the user named a server
 
 
@@ -101,9 +104,27 @@ def _start_server(url: str) -> None:
     )
     atexit.register(_end, server)
     _wait_for(server, f"{url}/health")
+    threading.Thread(target=_watch, args=(server,), daemon=True).start()
+
+
+def _watch(server: subprocess.Popen[bytes]) -> None:
+    """End the program soon after its server, if that ends first: calls would be retried in vain."""
+    server.wait()
+    if _ending.is_set():
+        return
+    print(
+        f"Prefect's temporary server ended (status {server.returncode}). Stopping the stages; "
+        "run it again, and it goes on from there.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE + KILL_WAIT)  # what the stages have; Prefect would take minutes more
+    os._exit(128 + signal.SIGTERM)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
+    _ending.set()
     server.terminate()
     try:
         server.wait(timeout=5)

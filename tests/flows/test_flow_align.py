@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 from small_workspace import STAGES, Workspace
 
 from flows.align import main
@@ -63,6 +64,21 @@ def test_interrupted_with_no_server_it_leaves_nothing_and_goes_on(
     workspace.ran()
     workspace.align(**server)
     assert set(workspace.ran()) == {"arm@0.1", "arm@1.0", "last"}
+
+
+def test_a_temporary_server_that_is_killed_stops_the_run(workspace: Workspace) -> None:
+    workspace.gate("arm@0.1")
+    process = workspace.start_align()
+    workspace.pids("arm@0.1")
+    (server,) = (
+        child for child in psutil.Process(process.pid).children() if "uvicorn" in child.cmdline()
+    )
+    server.kill()
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert "Prefect's temporary server ended (status -9)" in printed
+    assert (workspace.path / "checkpoint-arm@0.1").exists()
+    assert workspace.processes() == []
 
 
 def test_what_a_killed_flow_left_is_ended_by_the_next(
