@@ -40,7 +40,7 @@ CURVES: dict[str, dict[str, str]] = {  # by method, the metrics of its training 
     "ppo_gt": {"reward/score": "gold reward", "kl": "KL from SFT (nats)"},
 }
 # By method, what its arms are joined in the order of.
-SWEPT = dict.fromkeys(("dpo", "ipo", "slic", "online_dpo"), "beta")
+SWEPT = dict.fromkeys(("dpo", "ipo", "slic", "online_dpo", "ppo", "ppo_gt"), "beta")
 SWEPT |= {"unlikelihood": "alpha", "best_of_n": "n"}
 # By judge, the score that is drawn.
 REWARDS = {"gold": "gold reward", "reward_model": "reward model's score"}
@@ -177,12 +177,19 @@ def running_mean(values: np.ndarray, half_width: int) -> np.ndarray:
 
 
 def sweeps(points: Sequence[Row]) -> list[list[Row]]:
-    """Points joined in the order of what is `SWEPT`: a line a method, learning rate and seed."""
+    """Points joined in the order of their `_dial`: a line a method, learning rate and seed."""
     lines: dict[Any, list[Row]] = {}
     for row in points:
         if row["method"] in SWEPT and row["kl"] is not None:
-            lines.setdefault((label(row), row["learning_rate"], row["seed"]), []).append(row)
-    return [sorted(line, key=lambda row: row[SWEPT[row["method"]]]) for line in lines.values()]
+            start, _ = _dial(row)
+            lines.setdefault((label(row), row["learning_rate"], row["seed"], start), []).append(row)
+    return [sorted(line, key=lambda row: _dial(row)[1]) for line in lines.values()]
+
+
+def _dial(row: Row) -> tuple[float | None, float]:
+    """The value of what is `SWEPT`; of PPO with a target KL that, beside the β it starts from."""
+    value: float = row[SWEPT[row["method"]]]
+    return (value, row["target_kl"]) if row.get("target_kl") else (None, value)
 
 
 def bars(row: Row, name: str) -> np.ndarray | None:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from betaflow.report.plots import (
     alt_texts,
     reward_against_kl,
     running_mean,
+    sweeps,
     titles,
     win_rates,
     write_plots,
@@ -48,6 +49,25 @@ def test_an_arm_has_one_colour_and_arms_differ(workspace: Workspace, tmp_path: P
     drawn = [np.asarray(line.get_xdata()) for line in figure.axes[0].lines]
     (joined,) = (kl for kl in drawn if len(kl) == 4)
     assert (np.diff(joined) < 0).all()  # beta rises, KL falls
+
+
+def test_arms_are_joined_along_the_dial_of_their_method() -> None:
+    def arm(method: str, beta: float, target_kl: float | None = None) -> dict[str, Any]:
+        at = {"learning_rate": 1e-3, "seed": 0, "kl": 1.0, "scorer": None}
+        return {"method": method, "beta": beta, "target_kl": target_kl, **at}
+
+    def dials(*rows: dict[str, Any]) -> list[list[tuple[float, float | None]]]:
+        return [[(row["beta"], row["target_kl"]) for row in line] for line in sweeps(rows)]
+
+    assert dials(arm("dpo", 0.3), arm("dpo", 0.1)) == [[(0.1, None), (0.3, None)]]
+    fixed = [arm("ppo", 0.2, 0.0), arm("ppo", 0.1, 0.0)]
+    aimed = [arm("ppo", 0.2, 3.0), arm("ppo", 0.2, 1.0), arm("ppo", 0.1, 2.0)]
+    assert dials(*fixed, *aimed) == [
+        [(0.1, 0.0), (0.2, 0.0)],
+        [(0.2, 1.0), (0.2, 3.0)],
+        [(0.1, 2.0)],
+    ]
+    assert dials(arm("sft", 0.0), arm("dpo", 0.1) | {"kl": None}) == []
 
 
 # What is left of linear red, green and blue (Machado et al. 2009, severity 1), by row.
