@@ -33,7 +33,7 @@ def finish(
 ) -> None:
     """Write a trained model with its metrics whole, and log the end. Its checkpoints stay.
 
-    `train_flops` are those the rows count, or else three forward passes of every token
+    `train_flops` are those the rows count, or else three forward passes of every computed token
     (Kaplan et al. 2020): a forward one, and a backward one that takes two.
 
     Args:
@@ -42,6 +42,10 @@ def finish(
             it is called, with the folder, once the model lies there.
     """
     step = 3 * forward_flops(model)
+
+    def flops(row: Mapping[str, float]) -> float:
+        return row.get("flops", step * row.get("computed_tokens", row["tokens"]))
+
     with atomic_directory(output) as folder:
         save_model(model, tokenizer, folder)
         for name, given in (tables or {}).items():
@@ -53,7 +57,7 @@ def finish(
             **about,
             "steps": len(trained.metrics),
             "train_tokens": int(sum(row["tokens"] for row in trained.metrics)),
-            "train_flops": sum(row.get("flops", step * row["tokens"]) for row in trained.metrics),
+            "train_flops": sum(map(flops, trained.metrics)),
             "metrics": figures,
         }
         if trained.best_step is not None:

@@ -12,7 +12,7 @@ from betaflow.data.tokenise import Encoded, Limits
 from betaflow.io import LOCAL, atomic_directory, read_jsonl, write_json
 from betaflow.policy.flops import forward_flops
 from betaflow.policy.loading import load_policy, load_tokenizer
-from betaflow.policy.packing import all_sequences
+from betaflow.policy.packing import all_computed, all_sequences
 from betaflow.policy.scorer import Scorer
 from tasks._inputs import encode_pairs
 from tasks._main import run, set_threads
@@ -23,7 +23,8 @@ def main() -> None:
 
     `summary.json` has what the training pairs cost, counted as a trainer's tokens are: those of
     every sequence, the prompt in each; a completion of several pairs is computed, and counted,
-    once. Wall time is kept outside DVC.
+    once. Its FLOPs are of the tokens computed, where completions share a prompt. Wall time is kept
+    outside DVC.
     """
     params = load_params()
     set_threads(params.reference.threads)
@@ -45,7 +46,7 @@ def main() -> None:
                 seconds = time.monotonic() - began
                 distinct = {(tuple(s.prompt), tuple(s.completion)) for s in chosen + rejected}
                 tokens = sum(len(prompt) + len(completion) for prompt, completion in distinct)
-                flops = tokens * forward_flops(policy)
+                flops = all_computed(scorer, chosen + rejected) * forward_flops(policy)
                 summary = {"train_tokens": tokens, "train_flops": flops}
                 write_json(folder / "summary.json", summary)
             print(f"{split}: {len(rows)} pairs")

@@ -50,11 +50,13 @@ class Batches(nn.Module):
                 flush=True,
             )
 
+    def computed(self, group: Group) -> int:
+        """Tokens of a group that a pass computes, padding left out: packed, the prompt once."""
+        return tree_tokens(group) if self.packs else sum(s.length for s in group)
+
     def cost(self, group: Group) -> int:
-        """Tokens that a group takes by itself."""
-        if self.packs:
-            return tree_tokens(group)
-        return len(group) * max(s.length for s in group)
+        """Tokens that a group takes by itself, padding included."""
+        return self.computed(group) if self.packs else len(group) * max(s.length for s in group)
 
     def bins(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
         """Indices of groups in batches of at most `budget` tokens, padding included.
@@ -195,14 +197,7 @@ def all_sequences(
         budget: tokens a forward pass, padding included.
         label: shown with the progress; empty: no progress.
     """
-    of_prompt: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
-    for index, (prompt, completion) in enumerate(sequences):
-        completions = of_prompt.setdefault(tuple(prompt), {})
-        completions.setdefault(tuple(completion), []).append(index)
-    places: list[list[list[int]]] = []
-    for completions in of_prompt.values():
-        every = list(completions.values())
-        places += [every[i : i + MOST_BRANCHES] for i in range(0, len(every), MOST_BRANCHES)]
+    places = _by_prompt(sequences)
     groups = [[sequences[same[0]] for same in group] for group in places]
     found = torch.zeros(len(sequences))
     bins = scorer.bins(groups, budget)
@@ -215,3 +210,22 @@ def all_sequences(
                 found[same] = value
             progress.update(done + 1)
     return found
+
+
+def all_computed(scorer: Batches, sequences: Sequence[Encoded]) -> int:
+    """Tokens that `all_sequences` computes of these, padding left out."""
+    groups = _by_prompt(sequences)
+    return sum(scorer.computed([sequences[same[0]] for same in group]) for group in groups)
+
+
+def _by_prompt(sequences: Sequence[Encoded]) -> list[list[list[int]]]:
+    """Groups of completions of a prompt, each completion as the places where it stands."""
+    of_prompt: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+    for index, (prompt, completion) in enumerate(sequences):
+        completions = of_prompt.setdefault(tuple(prompt), {})
+        completions.setdefault(tuple(completion), []).append(index)
+    groups: list[list[list[int]]] = []
+    for completions in of_prompt.values():
+        every = list(completions.values())
+        groups += [every[i : i + MOST_BRANCHES] for i in range(0, len(every), MOST_BRANCHES)]
+    return groups

@@ -102,7 +102,8 @@ def train_dpo(
     term), `rewards/*` (implicit, in units of the reward), `logps/*` (nats a sequence),
     `grad_weight` = sigma(r_l - r_w), `nll/chosen` (nats a token); then `grad_norm` before
     clipping, `learning_rate`, `tokens` (both sequences of every pair, or every sequence of a
-    prompt's pairs once, as `batch_of` says). Every `eval_every` steps the row holds the same of
+    prompt's pairs once, as `batch_of` says) and `computed_tokens` (packed: of those a prompt's
+    once). Every `eval_every` steps the row holds the same of
     the held-out pairs, under `eval/`.
 
     Args:
@@ -184,6 +185,7 @@ def pairs_step(
         "grad_norm": optimizer_step(optimizer, rate, settings.max_grad_norm),
         "learning_rate": rate,
         "tokens": sum(s.length for one in trees for s in one.sequences),
+        "computed_tokens": sum(scorer.computed(one.sequences) for one in trees),
     }
 
 

@@ -21,7 +21,6 @@ from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
 from betaflow.objectives.bradley_terry import preference_probability
 from betaflow.policy.flops import forward_flops
-from betaflow.policy.packed import tree_tokens
 from betaflow.policy.packing import all_sequences
 from betaflow.policy.scorer import Scorer
 from betaflow.sampling.engine import Completion, Engine, Request
@@ -103,7 +102,7 @@ def train_online_dpo(
         row = learn(step, sequences, rewards)
         flat = [one for row in sequences for one in row]
         tokens = sum(one.length for one in flat)
-        shared = sum(map(tree_tokens, sequences)) if scorer.packs else tokens
+        shared = sum(map(scorer.computed, sequences))
         row |= {
             "reward/score": float(torch.tensor(rewards).mean()),
             "completion_tokens": sum(len(one.completion) for one in flat) / len(flat),

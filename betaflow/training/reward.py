@@ -40,7 +40,8 @@ def train_reward(
     That is figures under `eval/`, and each held-out pair's margin r_w - r_l.
 
     Metrics of a step: `loss`, `accuracy`, `margin` (means over pairs), `grad_norm`,
-    `learning_rate`, `tokens`; every `eval_every` steps the figures under `eval/` too.
+    `learning_rate`, `tokens`, `computed_tokens` (as DPO's); every `eval_every` steps the figures
+    under `eval/` too.
     """
     chosen, rejected = pairs
     trees = [tree(unit, chosen, rejected) for unit in units(chosen, settings.batch_of)]
@@ -56,7 +57,7 @@ def train_reward(
         # Within a step the order is free: like lengths together leave little padding.
         indices.sort(key=lambda i: (max(s.length for s in trees[i].sequences), i))
         total = accurate = margin = 0.0
-        tokens = 0
+        tokens = computed = 0
         for group in loop.micro_batches(indices, settings.micro_batch_size):
             part = [trees[i] for i in group]
             batch = scorer.batch([one.sequences for one in part])
@@ -70,6 +71,7 @@ def train_reward(
             accurate += float((first > second).sum()) / count
             margin += float((first - second).detach().sum()) / count
             tokens += sum(s.length for one in part for s in one.sequences)
+            computed += sum(scorer.computed(one.sequences) for one in part)
         rate = learning_rate(settings, settings.learning_rate, step, steps)
         norm = optimizer_step(optimizer, rate, settings.max_grad_norm)
         due = held_out[0] and settings.eval_every and (step + 1) % settings.eval_every == 0
@@ -80,6 +82,7 @@ def train_reward(
             "grad_norm": norm,
             "learning_rate": rate,
             "tokens": tokens,
+            "computed_tokens": computed,
             **(_figures(held_out_margins()) if due else {}),
         }
 

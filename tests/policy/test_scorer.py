@@ -18,7 +18,7 @@ from betaflow.policy import attention, head, packing
 from betaflow.policy.attention import NAME
 from betaflow.policy.loading import load_policy
 from betaflow.policy.packed import pack, shared_prefix, tree_tokens
-from betaflow.policy.packing import all_sequences
+from betaflow.policy.packing import all_computed, all_sequences
 from betaflow.policy.rewards import RewardScorer
 from betaflow.policy.scorer import Scorer
 
@@ -372,19 +372,24 @@ def test_all_sequences_come_back_in_order_and_each_is_computed_once(
     twice = flat[::-1] + flat
     with torch.no_grad():
         expected = torch.stack([alone(model, s) for s in twice]).float()
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     batch = scorer.batch
 
     def counted(found: Any) -> Any:
-        seen.append(sum(len(group) for group in found))
-        return batch(found)
+        made = batch(found)
+        seen.append((sum(len(group) for group in found), made.input_ids.numel()))
+        return made
 
     monkeypatch.setattr(scorer, "batch", counted)
     for budget in (1, 50, 10_000):
         seen.clear()
         found = all_sequences(scorer, twice, budget=budget, precision="float32")
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
-        assert sum(seen) == len(flat)
+        sequences, tokens = map(sum, zip(*seen, strict=True))
+        assert sequences == len(flat)
+        assert all_computed(scorer, twice) == tokens < sum(s.length for s in flat)
+    scorer.packs = False
+    assert all_computed(scorer, twice) == sum(s.length for s in flat)
 
 
 @pytest.mark.parametrize("short", [0, 256])

@@ -136,6 +136,9 @@ def test_batches_of_prompts_take_the_step_of_the_same_pairs(tiny: Path, params: 
     lengths = {(tuple(s.prompt), tuple(s.completion)): s.length for s in pairs.chosen}
     lengths |= {(tuple(s.prompt), tuple(s.completion)): s.length for s in pairs.rejected}
     assert together["tokens"] == sum(lengths.values()) < alone["tokens"]
+    # Packed, a prompt of two tokens is computed once for its four completions, or for a pair's two.
+    assert together["tokens"] - together["computed_tokens"] == 3 * (4 - 1) * 2
+    assert alone["tokens"] - alone["computed_tokens"] == 18 * (2 - 1) * 2
 
 
 def every_pair_of(tiny: Path, prompts: int, completions: int) -> ReferencedPairs:
