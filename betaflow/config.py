@@ -26,8 +26,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
 # A grid value keeps the type YAML gave it, so that `1` and `1.0` name their arm as DVC does.
-GridNumber = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
-GridNumberOrZero = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
+GridNumber = Annotated[int, Field(gt=0)] | Positive
+GridNumberOrZero = Annotated[int, Field(ge=0)] | NonNegative
 GridShare = Annotated[int, Field(gt=0, le=1)] | Annotated[float, Field(gt=0, le=1)]
 
 DPOMethod = Literal["dpo", "slic", "online_dpo"]  # arms of stage `dpo`
@@ -483,8 +483,9 @@ class SampleSettings(Section):
     def _has_one(self) -> SampleSettings:
         if 1.0 not in self.temperatures:
             raise ValueError("`temperatures` must hold 1.0: KL is estimated on samples at T = 1")
-        if len(set(self.temperatures)) != len(self.temperatures):
-            raise ValueError("`temperatures` lists a value twice")
+        for name in ("temperatures", "seeds"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"`{name}` lists a value twice")
         return self
 
 
@@ -683,6 +684,8 @@ class Params(BaseModel):
                 "curve.points looks at a policy in one process; set it to 0, or "
                 "dpo.training.processes to 1"
             )
+        if not {arm.method for arm in arms(self)} & set(self.promotion.methods):
+            raise ValueError("promotion.methods: no grid has an arm of them")
         if self.data.source != "world" and "betaflow_cloze" in self.benchmark.tasks:
             raise ValueError("benchmark.tasks: betaflow_cloze is of the embedded world alone")
         if self.model.base == "scratch" and self.model.scratch is not None:

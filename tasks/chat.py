@@ -1,8 +1,9 @@
 """Talk to the champion and to SFT side by side, in the terminal.
 
-Write the beginning of a text (or a message, where the data are conversations) and press Enter: both
-models go on from it. Each prompt stands alone; neither model remembers the one before. Ctrl-D or
-Ctrl-C ends. Prompts can be piped in, one a line: `echo "the plot was" | python -m tasks.chat`.
+Write the beginning of a text (or a message, where the data are conversations or transcripts) and
+press Enter: both models go on from it. Each prompt stands alone; neither model remembers the one
+before. Ctrl-D or Ctrl-C ends. Prompts can be piped in, one a line: `echo "the plot was" | python -m
+tasks.chat`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from rich.text import Text
 
 from betaflow.config import Params, load_params
 from betaflow.data.chat import render_prompt
+from betaflow.data.schema import Content
 from betaflow.data.tokenise import encode_prompt
+from betaflow.data.transcripts import ASSISTANT, HUMAN
 from betaflow.errors import UserError
 from betaflow.io import read_jsonl
 from betaflow.report.text import visible
@@ -72,10 +75,10 @@ def talk(
     """Read prompts, show what each engine makes of them."""
     temperature = params.promotion.temperature if asked.temperature is None else asked.temperature
     budget = asked.max_tokens or params.sample.max_new_tokens
-    as_messages = isinstance(read_jsonl("out/data/prompts_eval.jsonl")[0]["prompt"], list)
+    like = read_jsonl("out/data/prompts_eval.jsonl")[0]["prompt"]
     for number, line in enumerate(_lines(console)):
         answers = [
-            _answer(engine, line, as_messages, temperature, budget, asked.seed + number)
+            _answer(engine, _prompt(line, like), temperature, budget, asked.seed + number)
             for engine in engines.values()
         ]
         table = Table(title=Text(visible(line)), title_justify="left", expand=True)
@@ -85,10 +88,14 @@ def talk(
         console.print(table)
 
 
-def _answer(
-    engine: Engine, line: str, as_messages: bool, temperature: float, budget: int, seed: int
-) -> Text:
-    prompt = [{"role": "user", "content": line}] if as_messages else line
+def _prompt(line: str, like: Content) -> Content:
+    """What was typed, in the form of the data's prompts: messages, a transcript, or text."""
+    if not isinstance(like, str):
+        return [{"role": "user", "content": line}]
+    return f"{HUMAN} {line}{ASSISTANT}" if like.startswith(HUMAN) else line
+
+
+def _answer(engine: Engine, prompt: Content, temperature: float, budget: int, seed: int) -> Text:
     ids = encode_prompt(engine.tokenizer, render_prompt(engine.tokenizer, prompt))
     room = engine.max_length - len(ids)
     if room < 1 or not ids:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from betaflow.policy.linear import linear, multiply
+from betaflow.policy.loading import text_config
 
 # Logits in memory at once, float32 values (64 MiB). More positions than fit are computed in
 # chunks, and again in the backward pass.
@@ -211,7 +212,7 @@ def _is_projection(model: Any) -> bool:
         if not isinstance(model.get_output_embeddings(), nn.Linear):  # an adapter's, say
             return False
         model.eval()
-        ids %= model.config.vocab_size
+        ids %= text_config(model.config).vocab_size
         # Under autocast some models (Gemma 2) cap their logits in bfloat16, and would not pass.
         with torch.autocast(ids.device.type, enabled=False):
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state

@@ -103,10 +103,26 @@ def load_reward_model(
     return _ready(model)
 
 
-def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a `save_pretrained` folder (safetensors and tokenizer)."""
-    model.save_pretrained(folder)  # type: ignore[operator]
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a `save_pretrained` folder (safetensors and tokenizer).
+
+    What generates from it stops at the tokenizer's EOS, as the trainers' own draws do, whatever
+    the base model's generation settings were.
+    """
+    if model.can_generate():
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def text_config(config: Any) -> Any:
+    """The part of a model's config that is of text: of a model of images too it is a part."""
+    part = getattr(config, "get_text_config", None)
+    return part() if part else config
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:
@@ -118,7 +134,7 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
             for name, value in list(vars(holder).items()) if holder is not None else ():
                 if "drop" in name and isinstance(value, float):
                     setattr(holder, name, 0.0)
-    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+    if getattr(text_config(model.config), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # with sdpa, transformers leaves the cap out
     # Draws are the model's own distribution: no penalty or cut-off that a hub model brings.
     model.generation_config = GenerationConfig()

@@ -16,7 +16,7 @@ from torch import nn
 from betaflow.data.tokenise import Batch, Encoded, collate
 from betaflow.errors import UserError
 from betaflow.policy.attention import NAME, Layout
-from betaflow.policy.loading import autocast, device
+from betaflow.policy.loading import autocast, device, text_config
 from betaflow.policy.packed import Packed, pack, tree_tokens
 from betaflow.progress import track
 
@@ -109,9 +109,9 @@ def why_not_packed(model: Any) -> str | None:
     if getattr(model.config, "attention_chunk_size", None):
         return "its attention is cut into chunks of positions"
     before, training = model.config._attn_implementation, model.training
-    probe = _probe(model.config.vocab_size)
     try:
         model.eval()
+        probe = _probe(text_config(model.config).vocab_size)
         alone = [_alone(model, sequence) for group in probe for sequence in group]
         model.set_attn_implementation(NAME)
         batch = pack(probe).to(device())
@@ -163,12 +163,15 @@ def require_positions(
     config: Any,
     longest: int,
     keys: str = "pairs.max_prompt_tokens or pairs.max_completion_tokens",
+    *,
+    what: str = "a sequence",
 ) -> None:
     """Stop on a sequence longer than the positions a model was made for.
 
     Where rotary frequencies change beyond a first limit, that is the limit: a sequence's
     log-probabilities would depend on what else is in its batch.
     """
+    config = text_config(config)
     limit = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in _DYNAMIC_ROPE:
@@ -176,7 +179,7 @@ def require_positions(
         limit = first or rope.get("original_max_position_embeddings") or limit
     if limit is not None and longest > limit:
         raise UserError(
-            f"a sequence of {longest} tokens is longer than the {limit} positions of the model; "
+            f"{what} of {longest} tokens is longer than the {limit} positions of the model; "
             f"lower {keys}"
         )
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from betaflow.data.tokenise import Encoded, collate, completion_text
 from betaflow.policy.lanes import side_by_side
-from betaflow.policy.loading import device, load_policy, load_tokenizer
+from betaflow.policy.loading import device, load_policy, load_tokenizer, text_config
 from betaflow.policy.logps import by_length, scatter, token_logits
 from betaflow.policy.packing import require_positions
 from betaflow.sampling.decode import Drawn, decode, decodes, generate
@@ -26,7 +26,8 @@ class HFEngine:
     def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int) -> None:
         self.model: Any = model
         self.tokenizer, self.batch_size = tokenizer, batch_size
-        self.max_length = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+        config = text_config(model.config)
+        self.max_length = int(getattr(config, "max_position_embeddings", 0) or 2048)
 
     @classmethod
     def load(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from betaflow.data.packing import Block, pack
 from betaflow.policy.loading import autocast, device
+from betaflow.policy.packing import require_positions
 from betaflow.training import loop
 from betaflow.training.optim import learning_rate, make_optimizer, optimizer_step
 
@@ -51,7 +52,11 @@ def train_sft(
     """Train in place; return the steps' metrics and held-out figures.
 
     Metrics of a step: `loss` (nats a token), `grad_norm`, `learning_rate`, `tokens`.
+
+    Raises:
+        UserError: a block is longer than the positions of the model.
     """
+    require_positions(model.config, settings.block_tokens, "sft.block_tokens", what="a block")
     together = packing_is_exact(model, documents, pad)
     if not together:
         print("sft: this model can't be packed; a block holds one document", flush=True)

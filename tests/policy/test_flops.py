@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from betaflow.policy.flops import forward_flops
 from betaflow.policy.loading import load_policy, load_reward_model
@@ -25,3 +25,9 @@ def test_an_embedding_of_its_own_is_only_looked_up() -> None:
         num_attention_heads=2, tie_word_embeddings=False,
     )  # fmt: skip
     assert forward_flops(LlamaForCausalLM(config)) == 2 * (LAYERS + 50 * 64)
+
+
+def test_learned_positions_are_only_looked_up() -> None:
+    config = GPT2Config(vocab_size=50, n_embd=64, n_layer=2, n_head=2, n_positions=1000)
+    layers = 2 * (4 * 64 * 64 + 2 * 64 * 256)  # tied, so the tokens' table is projected to
+    assert forward_flops(GPT2LMHeadModel(config)) == 2 * (layers + 50 * 64)

@@ -1,16 +1,33 @@
-"""Which tokenizers are refused, and what helps."""
+"""Which tokenizers are refused, and what is written can be used by others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import processors
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from betaflow.errors import UserError
-from betaflow.policy.loading import load_tokenizer
+from betaflow.policy.loading import load_policy, load_tokenizer, save_model
 from betaflow.policy.scratch import train_tokenizer
+
+
+def test_what_others_generate_from_a_saved_model_ends_at_the_tokenizer_s_eos(
+    tiny: Path, tmp_path: Path
+) -> None:
+    model, tokenizer = load_policy(tiny), load_tokenizer(tiny)
+    greedy = {"do_sample": False, "max_new_tokens": 12}
+    prompt = torch.tensor([[1, 30, 31]])
+    free = model.generate(prompt, **greedy)[0, 3:].tolist()
+    assert len(free) == 12
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(free[4])
+    model.generation_config.repetition_penalty = 1.5  # as a hub model may bring
+    save_model(model, tokenizer, tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
+    first = free.index(free[4])
+    assert saved.generate(prompt, **greedy)[0, 3:].tolist() == free[: first + 1]
 
 
 def test_a_tokenizer_that_appends_eos_is_refused_and_what_is_advised_mends_it(

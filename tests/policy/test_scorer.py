@@ -16,9 +16,9 @@ from betaflow.data.tokenise import Encoded
 from betaflow.errors import UserError
 from betaflow.policy import attention, head, packing
 from betaflow.policy.attention import NAME
-from betaflow.policy.loading import load_policy
+from betaflow.policy.loading import load_policy, load_reward_model
 from betaflow.policy.packed import pack, shared_prefix, tree_tokens
-from betaflow.policy.packing import all_computed, all_sequences
+from betaflow.policy.packing import all_computed, all_sequences, require_positions
 from betaflow.policy.rewards import RewardScorer
 from betaflow.policy.scorer import Scorer
 
@@ -175,6 +175,31 @@ def test_a_model_that_can_t_be_packed_is_found_out_and_computed_padded(family: s
         assert model.config._attn_implementation == before
         found = scorer(scorer.batch(groups()))
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=0)
+
+
+def test_a_model_of_images_too_is_read_by_its_text_part(tmp_path: Path) -> None:
+    text = hf.Gemma3TextConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
+    )  # fmt: skip
+    vision = hf.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    config = hf.Gemma3Config(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4
+    )
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    flat = [sequence for group in groups() for sequence in group]
+    model = load_policy(tmp_path).eval()
+    with torch.no_grad():
+        expected = torch.stack([alone(model, sequence) for sequence in flat])
+        scorer = Scorer(model, pad=0)
+        assert scorer.packs, scorer.reason
+        torch.testing.assert_close(scorer(scorer.batch(groups())), expected, rtol=1e-5, atol=1e-5)
+    assert RewardScorer(load_reward_model(tmp_path, new_head_seed=0), pad=0).packs
+    with pytest.raises(UserError, match="the 64 positions of the model"):
+        require_positions(model.config, 65)
 
 
 def test_a_packed_model_is_the_same_as_before_for_every_other_use() -> None:

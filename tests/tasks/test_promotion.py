@@ -107,6 +107,8 @@ def test_a_good_arm_becomes_champion_whole_and_with_its_card(sweep: Params) -> N
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         assert torch.equal(found.model(ids).logits, load_policy(arm)(ids).logits)
+    # What it generates ends where the samples that it was judged by do.
+    assert found.model.generation_config.eos_token_id == found.tokenizer.eos_token_id
     assert found.tokenizer("the plot").input_ids == load_tokenizer(arm)("the plot").input_ids
 
 

@@ -72,6 +72,14 @@ def test_what_a_model_writes_is_text(
     assert not set("\x07\r\u202e\x9b") & set(shown)
 
 
+def test_what_is_typed_takes_the_form_of_the_data_s_prompts() -> None:
+    transcript = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
+    assert chat._prompt("so?", transcript) == "\n\nHuman: so?\n\nAssistant:"
+    assert chat._prompt("so?", "the plot") == "so?"
+    message = {"role": "user", "content": "so?"}
+    assert chat._prompt("so?", [{"role": "user", "content": "hi"}]) == [message]
+
+
 def test_a_terminal_s_end_of_input_and_ctrl_c_end_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

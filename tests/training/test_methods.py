@@ -13,6 +13,7 @@ from preferences import sequences
 
 from betaflow.config import Params
 from betaflow.data.tokenise import Encoded
+from betaflow.errors import UserError
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer
 from betaflow.training.reward import train_reward
 from betaflow.training.sft import packing_is_exact, train_sft
@@ -88,6 +89,13 @@ def test_sft_learns_and_packing_is_exact(tiny: Path, texts: list[str], params: P
             total += float(model(ids, labels=ids).loss) * (len(document) - 1)
             tokens += len(document) - 1
     assert figures["eval/loss"] == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_blocks_beyond_the_model_s_positions_are_refused(tiny: Path, params: Params) -> None:
+    settings = params.sft.model_copy(update={"block_tokens": 129})
+    options = {"pad": 0, "precision": "float32", "fingerprint": "s"}
+    with pytest.raises(UserError, match=r"block of 129 tokens is .* 128 .*lower sft.block_tokens"):
+        train_sft(load_policy(tiny), [[1, 2, 3]], [], settings, **options)
 
 
 def test_a_model_that_can_t_be_packed_is_found_out(tiny: Path, texts: list[str]) -> None:
