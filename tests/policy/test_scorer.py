@@ -196,7 +196,9 @@ def test_a_model_of_images_too_is_read_by_its_text_part(tmp_path: Path) -> None:
         expected = torch.stack([alone(model, sequence) for sequence in flat])
         scorer = Scorer(model, pad=0)
         assert scorer.packs, scorer.reason
-        torch.testing.assert_close(scorer(scorer.batch(groups())), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            scorer(scorer.batch(groups())), expected.float(), rtol=1e-5, atol=1e-5
+        )
     assert RewardScorer(load_reward_model(tmp_path, new_head_seed=0), pad=0).packs
     with pytest.raises(UserError, match="the 64 positions of the model"):
         require_positions(model.config, 65)
