@@ -31,6 +31,7 @@ SMALL_WORLD: dict[str, Any] = {
     "pairs.threads": 1,
     "reference.threads": 1,
     "dpo.grid.beta": [0.1],
+    "ppo.grid.beta": [0.1],
     "ppo.training.iterations": 2,
     "ppo.training.batch_size": 16,
     "ppo.training.critic_warmup": 0,
