@@ -19,6 +19,7 @@ def values(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     values["dpo"]["grid"] |= {"beta": [0.1], "learning_rate": [0.001]}
     values["ipo"]["grid"] |= {"beta": [0.1], "learning_rate": [0.001]}
     values["unlikelihood"]["grid"] |= {"alpha": [0, 0.5], "learning_rate": [0.001]}
+    values["ppo"]["grid"] |= {"beta": [0.1]}
     values["optimum"]["samples"] = 30
     values["best_of_n"]["grid"] |= {"scorer": ["gold"], "n": [4]}
     return values
