@@ -20,6 +20,8 @@ from betaflow.errors import UserError
 from betaflow.policy.loading import device, load_tokenizer
 from betaflow.sampling.engine import Completion, Request, Scored
 
+TOKENS = 4096  # that a step may compute on a CPU, more where a model has more positions
+
 
 class VLLMEngine:
     """Completes and scores with vLLM, in the precision of training.
@@ -43,6 +45,7 @@ class VLLMEngine:
             ) from error
         self.on_gpu = torch.cuda.is_available()
         self.tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+        whole = {} if self.on_gpu else _whole_prompts(path, precision, trust_remote_code)
         gc.freeze()  # as vLLM does at the end, after five searches of all that is loaded
         with _random_state_kept(), _no_search_for_garbage():
             self.llm = LLM(
@@ -58,6 +61,7 @@ class VLLMEngine:
                 enable_prefix_caching=False,  # it would outlive the weights it was made with
                 trust_remote_code=trust_remote_code,
                 max_num_seqs=256,
+                **whole,
             )
         self.max_length = int(self.llm.llm_engine.model_config.max_model_len)
 
@@ -123,6 +127,19 @@ class VLLMEngine:
         text = completion_text(self.tokenizer, request.prompt_ids, ids)
         logprob = sum(step[token].logprob for step, token in zip(output.logprobs, ids, strict=True))
         return Completion(ids, text, output.finish_reason, float(logprob))
+
+
+def _whole_prompts(path: str | Path, precision: Any, trust_remote_code: bool) -> dict[str, Any]:
+    """Options by which a step computes no part of a prompt, and fits the model's longest.
+
+    vLLM cuts the prompt that crosses a step's budget, and sets a seeded draw's generator back after
+    each part. A CPU's generator can't be.
+    """
+    from vllm import EngineArgs
+
+    asked = EngineArgs(model=str(path), dtype=precision, trust_remote_code=trust_remote_code)
+    longest = asked.create_model_config().max_model_len
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(TOKENS, longest)}
 
 
 def _scored(logprobs: list[Any], context: list[int], continuation: list[int]) -> Scored:

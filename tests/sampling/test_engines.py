@@ -172,6 +172,8 @@ engine = open_engine("vllm", sys.argv[1], threads=1)
 prompts = json.loads(sys.argv[2])
 requests = [Request(p, t, s, 8) for t in (0.0, 1.0) for s in (1, 2) for p in prompts]
 drawn = engine.generate(requests)
+many = engine.generate([Request([1, *range(30, 69)], 1.0, n, 8) for n in range(200)])
+assert many[:3] == engine.generate([Request([1, *range(30, 69)], 1.0, n, 8) for n in range(3)])
 backwards = engine.generate(requests[::-1])[::-1]
 pairs = [(r.prompt_ids, c.token_ids) for r, c in zip(requests, drawn)]
 print("RESULT" + json.dumps({
