@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -220,9 +221,7 @@ class Grid(Section):
 
     @model_validator(mode="after")
     def _unique(self) -> Grid:
-        for name, values in self:
-            if len(set(values)) != len(values):
-                raise ValueError(f"`{name}` lists a value twice")
+        _require_unique(dict(self))
         return self
 
 
@@ -480,12 +479,10 @@ class SampleSettings(Section):
     threads: Count
 
     @model_validator(mode="after")
-    def _has_one(self) -> SampleSettings:
+    def _has_one_and_nothing_twice(self) -> SampleSettings:
         if 1.0 not in self.temperatures:
             raise ValueError("`temperatures` must hold 1.0: KL is estimated on samples at T = 1")
-        for name in ("temperatures", "seeds"):
-            if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"`{name}` lists a value twice")
+        _require_unique({"temperatures": self.temperatures, "seeds": self.seeds})
         return self
 
 
@@ -498,6 +495,12 @@ class BenchmarkSettings(Section):
     logprob_tolerance: Positive
     batch_size: Count
     threads: Count
+
+
+def _require_unique(lists: Mapping[str, Sequence[Any]]) -> None:
+    for name, values in lists.items():
+        if len(set(values)) != len(values):
+            raise ValueError(f"`{name}` lists a value twice")
 
 
 def _has_host(url: str) -> bool:

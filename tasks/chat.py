@@ -22,7 +22,7 @@ from betaflow.config import Params, load_params
 from betaflow.data.chat import render_prompt
 from betaflow.data.schema import Content
 from betaflow.data.tokenise import encode_prompt
-from betaflow.data.transcripts import ASSISTANT, HUMAN
+from betaflow.data.transcripts import ASSISTANT, HUMAN, is_transcript
 from betaflow.errors import UserError
 from betaflow.io import read_jsonl
 from betaflow.report.text import visible
@@ -92,7 +92,7 @@ def _prompt(line: str, like: Content) -> Content:
     """What was typed, in the form of the data's prompts: messages, a transcript, or text."""
     if not isinstance(like, str):
         return [{"role": "user", "content": line}]
-    return f"{HUMAN} {line}{ASSISTANT}" if like.startswith(HUMAN) else line
+    return f"{HUMAN} {line}{ASSISTANT}" if is_transcript(like) else line
 
 
 def _answer(engine: Engine, prompt: Content, temperature: float, budget: int, seed: int) -> Text:

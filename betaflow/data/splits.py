@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 
 from betaflow.data.schema import Content
-from betaflow.data.transcripts import ASSISTANT, HUMAN
+from betaflow.data.transcripts import ASSISTANT, is_transcript
 
 # Part of every split ever made: changing it moves prompts from train to eval.
 SALT = "betaflow-split-1"
@@ -29,8 +29,7 @@ def in_eval(content: Content, eval_fraction: float) -> bool:
 def opening(content: Content) -> str:
     """Return what decides the split: the text up to the first answer, white space evened out."""
     if isinstance(content, str):
-        transcript = content.lstrip().startswith(HUMAN.lstrip())
-        text = content.partition(ASSISTANT)[0] if transcript else content
+        text = content.partition(ASSISTANT)[0] if is_transcript(content) else content
     else:
         roles = [message["role"] for message in content]
         asked = roles.index("user") if "user" in roles else 0

@@ -23,6 +23,11 @@ HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
 
 
+def is_transcript(text: str) -> bool:
+    """Whether a text opens as a transcript does, white space before it left out."""
+    return text.lstrip().startswith(HUMAN.lstrip())
+
+
 def parse_transcripts(values: Mapping[str, Any], where: str) -> Pair | Dropped:
     """Turn a row of two transcripts, `chosen` and `rejected`, into a pair."""
     prompts, completions = [], []
