@@ -43,14 +43,20 @@ BASE = {
     "engine": "hf",
 }
 
+PRESET = {"minibatches": 4, "kl_horizon": 500}  # what presets/frontier.yaml has, at half the rate
+
 
 class Case(NamedTuple):
-    """How a policy is trained; `changes` are of `BASE`."""
+    """How a policy is trained; `changes` are of `BASE`.
+
+    `beta` is the KL's coefficient, or where it starts to be adapted to `target_kl` (0: it stays).
+    """
 
     name: str
     changes: Mapping[str, Any] = MappingProxyType({})
     target_kl: float = 2.0
     rate: float = 5e-4
+    beta: float = 0.2
 
 
 CASES = (
@@ -68,6 +74,15 @@ CASES = (
         {"minibatches": 4, "kl_horizon": 500},
         rate=2.5e-4,
         target_kl=1.0,
+    ),
+    Case("preset", PRESET, rate=2.5e-4),
+    Case("preset, coefficient 0.55", PRESET, rate=2.5e-4, target_kl=0, beta=0.55),
+    Case("preset, coefficient 0.3", PRESET, rate=2.5e-4, target_kl=0, beta=0.3),
+    Case("preset, target 1, from 0.55", PRESET, rate=2.5e-4, target_kl=1.0, beta=0.55),
+    Case(
+        "preset, states taught in 20 iterations",
+        {**PRESET, "teach_states": True, "critic_warmup": 20},
+        rate=2.5e-4,
     ),
     Case("lambda 1", {"lam": 1.0}),
     Case("lambda 0.9", {"lam": 0.9}),
@@ -110,7 +125,7 @@ class Trial(Workspace):
             settings,
             pad=self.pad,
             label=label("ppo-limits", case.name, seed),
-            beta=0.2,
+            beta=case.beta,
             target_kl=case.target_kl,
             peak_rate=case.rate,
             seed=seed,

@@ -57,6 +57,7 @@ def finish(
             **about,
             "steps": len(trained.metrics),
             "train_tokens": int(sum(row["tokens"] for row in trained.metrics)),
+            "sampled_tokens": int(sum(row.get("sampled_tokens", 0) for row in trained.metrics)),
             "train_flops": sum(map(flops, trained.metrics)),
             "metrics": figures,
         }

@@ -55,12 +55,15 @@ def test_names_are_found_after_their_link() -> None:
         ("statistics.md", 8),
         ("report.md", 5),
         ("promotion.md", 7),
+        ("ppo.md", 5),
+        ("frontier.md", 3),
+        ("unlabelled.md", 3),
     ],
 )
 def test_every_link_and_every_name_after_it_exists(repository: Path, name: str, links: int) -> None:
     page = repository / "docs" / name
     text = page.read_text()
-    found = names_after_links(text)
+    found = [link for link in names_after_links(text) if link[0].startswith("../")]
     assert len(found) == text.count("](../") > links  # none was missed
     for path, names in found:
         target = (page.parent / path).resolve()

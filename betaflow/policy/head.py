@@ -12,9 +12,12 @@ from torch.autograd.function import once_differentiable
 from betaflow.policy.linear import linear, multiply
 from betaflow.policy.loading import text_config
 
-# Logits in memory at once, float32 values (64 MiB). More positions than fit are computed in
-# chunks, and again in the backward pass.
-CHUNK = 16 * 2**20
+# Logits in memory at once, float32 values: 64 MiB on a GPU; 24 on a CPU, where glibc maps new pages
+# for every tensor from 32 MiB on. More positions than fit are computed in chunks, and again in the
+# backward pass, there in tiles of the vocabulary (of 4 MiB on a CPU).
+CHUNK = 6 * 2**20
+CHUNK_GPU = 16 * 2**20
+TILE = 2**20
 # What is done to logits one by one is done to so many at a time (1 MiB), while they are in a core's
 # cache: several times as fast with a large vocabulary.
 CACHED = 2**18
@@ -103,7 +106,7 @@ class _TokenLogps(torch.autograd.Function):
     ) -> torch.Tensor:
         device = hidden.device.type
         ctx.kind, ctx.cap, ctx.device = _kind(hidden), cap, device
-        rows = max(1, CHUNK // weight.shape[0])
+        rows = max(1, (CHUNK if device == "cpu" else CHUNK_GPU) // weight.shape[0])
         keep = len(targets) <= rows and any(ctx.needs_input_grad[:3])
         logps = hidden.new_empty(len(targets), dtype=torch.float32)
         normalisers, kept = torch.empty_like(logps), None
@@ -133,7 +136,8 @@ class _TokenLogps(torch.autograd.Function):
             for t, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         )
         size = weight.shape[0]
-        tile = size if kept is not None else max(1, CHUNK // max(1, len(targets)))
+        most = TILE if ctx.device == "cpu" else CHUNK_GPU
+        tile = size if kept is not None else max(1, most // max(1, len(targets)))
         with torch.autocast(ctx.device, enabled=False):
             states = hidden.to(ctx.kind)
             for first in range(0, size, tile):

@@ -31,7 +31,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     if not (ONEDNN and plain and x.numel()) or _elsewhere():
         return nn.functional.linear(x, weight, bias)
-    rows: torch.Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    # A function of autograd costs as much as a product of few rows.
+    compute = _Linear.apply if torch.is_grad_enabled() else multiply
+    rows: torch.Tensor = compute(x.reshape(-1, x.shape[-1]), weight, bias)
     return rows.view(*x.shape[:-1], weight.shape[0])
 
 

@@ -25,7 +25,7 @@ def whole(row: Mapping[str, Any], costs: Mapping[str, float]) -> float:
 
     Args:
         row: the arm, with `arm` and `method`.
-        costs: by arm or stage name, in any one unit (FLOPs, seconds).
+        costs: by arm or stage name, in any one unit (tokens, FLOPs, seconds).
     """
     needed = NEEDS.get(row["method"])
     parts = [row["arm"]] if needed is None else [row["arm"], needed]

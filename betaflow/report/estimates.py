@@ -6,6 +6,7 @@ not, and is added where the table is written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ def estimates(
     within = {arm.name: inside(samples, arm.name) for arm in arms}
     outside = {arm.name: samples[arm.name].query("domain == 'out'") for arm in arms}
     flops = {name: about.get("train_flops", float("nan")) for name, about in summaries.items()}
+    tokens = {name: _passed(about) for name, about in summaries.items()}
     rows = []
     for arm in arms:
         temperatures = sorted(set(within[SFT if arm.has_model else arm.name]["temperature"]))
@@ -73,10 +75,16 @@ def estimates(
             for name, verdicts in rated.items():
                 row |= _win_estimate(f"win_rate_vs_{name}", verdicts, temperature, settings)
             row["train_tokens"] = summaries.get(arm.name, {}).get("train_tokens", float("nan"))
+            row["whole_tokens"] = whole(row, tokens)
             row["train_flops"] = flops.get(arm.name, float("nan"))
             row["whole_flops"] = whole(row, flops)
             rows.append(row | scores)
     return rows
+
+
+def _passed(summary: Mapping[str, Any]) -> float:
+    """Tokens that a training learnt from or drew."""
+    return float(summary.get("train_tokens", math.nan)) + summary.get("sampled_tokens", 0)
 
 
 def inside(samples: Mapping[str, pd.DataFrame], arm: str) -> pd.DataFrame:

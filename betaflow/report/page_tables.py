@@ -46,6 +46,7 @@ def table(rows: Sequence[Row], best: str) -> list[dict[str, Any]]:
                 for title, name, digits, scale in shown
             ],
             "train_tokens": text.number(row["train_tokens"], 0),
+            "whole_tokens": text.number(row["whole_tokens"], 0),
             "train_seconds": text.number(row["train_seconds"], 0),
             "whole_flops": text.power(row["whole_flops"]),
             "whole_seconds": text.number(row["whole_seconds"], 0),

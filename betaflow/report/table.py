@@ -20,7 +20,8 @@ _ESTIMATES += ["repetition", "distinct", "alignment_tax", "optimum_fraction"]
 COLUMNS = ["arm", *Arm.model_fields, "temperature"]
 COLUMNS += [f"{name}{end}" for name in _ESTIMATES for end in ("", "_low", "_high")]
 COLUMNS += [f"win_rate_vs_{name}_{of}" for name in ("sft", "ppo") for of in ("prompts", "verdicts")]
-COLUMNS += ["prompts", "samples", "train_tokens", "train_flops", "whole_flops"]
+COLUMNS += ["prompts", "samples", "train_tokens", "whole_tokens"]
+COLUMNS += ["train_flops", "whole_flops"]
 COLUMNS += ["train_seconds", "whole_seconds"]
 
 

@@ -345,6 +345,7 @@ def test_the_projection_in_chunks_is_the_projection(
     found = scorer(batch)
     theirs = {k: g.clone() for k, g in gradients(model, found.square().sum()).items()}
     monkeypatch.setattr(head, "CHUNK", 7 * 400)
+    monkeypatch.setattr(head, "TILE", 7 * 400)
     chunked = scorer(batch)
     torch.testing.assert_close(chunked, found, rtol=1e-6, atol=0)
     assert_same_gradients(gradients(model, chunked.square().sum()), theirs, 1e-5)
@@ -371,6 +372,7 @@ def test_no_tensor_of_all_tokens_by_the_vocabulary_is_ever_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(head, "CHUNK", 7 * 400)
+    monkeypatch.setattr(head, "TILE", 7 * 400)
     scorer = Scorer(make(PACKED["llama"]), pad=0)
     batch = scorer.batch(groups())
     assert len(batch.targets) > 21

@@ -88,7 +88,7 @@ def metric_rows(arm: Arm) -> list[dict[str, Any]]:
     ]
 
 
-COST = {"train_tokens": 123456, "train_flops": 1e12}
+COST = {"train_tokens": 123456, "sampled_tokens": 11, "train_flops": 1e12}
 QUALITY = {"sft": 0.0, 0.1: 2.0, 0.3: 1.9, 1.0: 1.2, 3.0: 0.6}
 
 
@@ -179,7 +179,8 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
             write_json(out / ".local/timings" / f"{arm.name}.json", {"train_seconds": 41.25})
         write_json(out / ".local/timings/reward.json", {"train_seconds": 12.0})
         for stage, flops in (("reward", 6e12), ("reference", 2e12)):
-            write_json(out / stage / "summary.json", {"train_flops": flops})
+            cost = {"train_tokens": 2000, "train_flops": flops}
+            write_json(out / stage / "summary.json", cost)
         margins = np.random.default_rng(0).normal(0.5, 1.0, held_out)
         pairs = [{"id": f"{n}", "prompt": f"{n // 2}"} for n in range(held_out)]  # two a prompt
         write_jsonl(out / "pairs/eval.jsonl", pairs)

@@ -17,7 +17,7 @@ SETTINGS = CompareSettings(judge="gold", bootstrap=100, confidence=0.95, seed=0,
 SFT = Arm(method="sft")
 DPO = Arm(method="dpo", beta=0.1, learning_rate=0.001, seed=0)
 PPO = Arm(method="ppo", beta=0.1, learning_rate=0.001, seed=0)
-SUMMARY = {"train_tokens": 10}
+SUMMARY = {"train_tokens": 10, "sampled_tokens": 4}
 
 
 def table(rewards: list[float], kl: list[float], out_reward: float = 9.0) -> pd.DataFrame:

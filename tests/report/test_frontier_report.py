@@ -400,6 +400,7 @@ def test_the_files_and_the_report(
         assert (row["train_flops"], row["train_seconds"]) == (1e12, 41.25)
     assert any(row["optimum_fraction"] is not None for row in own.values())
     assert own["dpo-b0.1-lr0.001-s0"]["whole_flops"] == 3e12
+    assert own["dpo-b0.1-lr0.001-s0"]["whole_tokens"] == 123456 + 11 + 2000
     assert own["dpo-b0.1-lr0.001-s0"]["whole_seconds"] is None  # the reference's was not taken
     assert own["ppo-b0.1-kl0-lr0.0003-s0"]["whole_flops"] == 7e12
     assert own["ppo-b0.1-kl0-lr0.0003-s0"]["whole_seconds"] == 53.25

@@ -14,9 +14,11 @@ import yaml
 
 import tasks.dpo
 import tasks.ppo
+from betaflow.data.tokenise import encode_prompt
 from betaflow.errors import UserError
 from betaflow.io import write_jsonl
 from betaflow.policy.loading import load_reward_model, load_tokenizer, save_model
+from betaflow.sampling.hf_engine import HFEngine
 from betaflow.worlds.lexicon import OPINIONS
 from betaflow.worlds.sentiment import gold_reward
 from tasks._curve import collect
@@ -108,8 +110,10 @@ def test_an_arm_is_trained_by_its_own_point_and_by_the_scales_of_what_it_maximis
         scales.append(original(*given, **how))
         return scales[-1]
 
-    def train(_: Any, reward: Any, critic_scale: Any, *rest: Any, **how: Any) -> Any:
-        seen.update(how, reward=reward, critic_scale=critic_scale)
+    def train(
+        _: Any, reward: Any, critic_scale: Any, engine: Any, prompts: Any, *rest: Any, **how: Any
+    ) -> Any:
+        seen.update(how, reward=reward, critic_scale=critic_scale, prompts=prompts)
         raise Seen
 
     monkeypatch.setattr(tasks.ppo, "reference_scale", scaled)
@@ -124,8 +128,34 @@ def test_an_arm_is_trained_by_its_own_point_and_by_the_scales_of_what_it_maximis
     assert seen["reward"].scale == scales[-1]
     assert len(scales) == (1 if method == "ppo" else 2)
     assert scales[0] != scales[-1] or method == "ppo"
+    tokenizer = load_tokenizer("out/sft")  # it learns on labelled prompts and on the others
+    assert seen["prompts"] == [encode_prompt(tokenizer, text) for text in PROMPTS[:9]]
     # The gold reward runs no model.
     assert (seen["reward"].forward_flops > 0) == (method == "ppo")
+
+
+def test_an_engine_with_weights_of_its_own_rolls_out_the_policy_s(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which are given before each rollout: the rows are those of drawing from the policy itself."""
+
+    class Apart(HFEngine):
+        def load_weights(self, model: torch.nn.Module) -> None:
+            self.model.load_state_dict(model.state_dict())
+
+    found = []
+    for engine in ("hf", "vllm"):
+        params = yaml.safe_load(Path("params.yaml").read_text())
+        params["ppo"]["training"]["engine"] = engine
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        monkeypatch.setattr(
+            tasks.ppo, "open_engine", lambda _, path, **how: Apart.load(path, batch_size=8)
+        )
+        tasks.ppo.main(argparse.Namespace(method="ppo", **POINT))
+        found.append(rows_of(here / "out/ppo/ppo-b0.1-kl0-lr0.001-s0"))
+    timings = json.loads((here / "out/.local/timings/ppo-b0.1-kl0-lr0.001-s0.json").read_text())
+    assert "sync" in timings["phases"]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("method", ["ppo", "dpo"])

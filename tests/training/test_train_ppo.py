@@ -265,6 +265,57 @@ def test_the_engine_is_given_the_weights_before_each_rollout(tiny: Path, params:
     assert len(set(given)) == 3
 
 
+def test_each_rollout_is_of_other_prompts_until_all_were_asked(
+    tiny: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    original = ppo._draw
+
+    def draw(engine: Any, prompts: Any, *rest: Any) -> Any:
+        asked.extend(map(id, prompts))
+        return original(engine, prompts, *rest)
+
+    monkeypatch.setattr(ppo, "_draw", draw)
+    run(three(tiny), tiny, params, batch_size=20)
+    assert sorted(asked) == sorted(map(id, PROMPTS))
+
+
+def test_mini_batches_are_a_new_split_of_the_rollout_each_epoch(params: Params) -> None:
+    settings = params.ppo.training.model_copy(update={"epochs": 2, "minibatches": 4})
+    found = [rows.tolist() for rows in ppo._minibatches(22, settings, 5)]
+    assert len(found) == 8
+    assert all(rows == sorted(rows) for rows in found)  # longest first, as the rollout is
+    for epoch in (found[:4], found[4:]):
+        assert sorted(row for rows in epoch for row in rows) == list(range(22))
+        assert sorted(map(len, epoch)) == [5, 5, 6, 6]
+        assert any(rows != list(range(rows[0], rows[-1] + 1)) for rows in epoch)
+    assert found[:4] != found[4:]
+    assert [rows.tolist() for rows in ppo._minibatches(22, settings, 5)] == found
+    assert [rows.tolist() for rows in ppo._minibatches(22, settings, 6)] != found
+
+
+def test_policy_and_critic_are_clipped_each_by_its_own_norm_and_adam_s_eps_is_1e_5(
+    tiny: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, float]] = []
+    original = ppo.optimizer_step
+
+    def step(optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float) -> float:
+        norm = original(optimizer, rate, max_grad_norm)
+        seen.append((optimizer, max_grad_norm))
+        return norm
+
+    monkeypatch.setattr(ppo, "optimizer_step", step)
+    models = three(tiny)
+    run(models, tiny, params, iterations=1, max_grad_norm=0.7)
+    assert len(seen) == 2
+    for optimizer, most in seen:
+        assert most == 0.7
+        groups = [{id(p) for p in group["params"]} for group in optimizer.param_groups]
+        assert groups == [set(map(id, m.parameters())) for m in (models.policy, models.critic)]
+        assert {group["eps"] for group in optimizer.param_groups} == {1e-5}
+
+
 def test_the_probe_s_figures_join_the_row(tiny: Path, params: Params) -> None:
     rows = run(
         three(tiny), tiny, params,

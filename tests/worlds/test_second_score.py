@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from betaflow.worlds import second_score as second_score_module
 from betaflow.worlds.second_score import SecondScore, second_score
 from betaflow.worlds.sentiment import SCALE, gold_reward, write_review
 
@@ -35,6 +36,16 @@ def test_it_learned_words_and_negation(second: SecondScore) -> None:
     good, bad, turned = second.score(["The plot was SUPERB.", "the plot was awful", "not good"])
     assert good > 0.5 > -0.5 > bad
     assert turned < second.score(["good"])[0]
+
+
+def test_it_learns_from_the_sentiment_that_was_written_not_from_the_gold_reward() -> None:
+    reviews = second_score_module._reviews("turned", 2000)
+    turned = [review._replace(sentiment=-review.sentiment) for review in reviews]
+    texts = [review.text for review in reviews]
+    straight, _ = second_score_module._learn(reviews)
+    reverse, _ = second_score_module._learn(turned)
+    np.testing.assert_allclose(reverse(texts), -straight(texts), atol=1e-3)
+    assert np.abs(straight(texts)).mean() > 0.5
 
 
 def test_the_same_seed_gives_the_same_score(second: SecondScore) -> None:
