@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from betaflow.config import Arm, CompareSettings
+from betaflow.config import Arm, CompareSettings, Scorer
 from betaflow.errors import UserError
 from betaflow.evaluation.best_of_n import best_of_n_kl, best_of_n_rewards
 from betaflow.evaluation.bootstrap import UNKNOWN, Estimate, percentile_interval
@@ -43,19 +43,24 @@ Document = dict[str, Any]
 
 
 class Draws(NamedTuple):
-    """What is known of pi_ref: `rewards` (prompts, draws), and the optimum made of them."""
+    """What is known of pi_ref: `rewards` (prompts, draws), and the optimum made of them.
+
+    `scores`: the reward model's of the same draws, where they are known.
+    """
 
     prompts: Array
     rewards: Array
     found: Optimum
     minimum_ess: float
+    scores: Array | None = None
 
     def of(self, prompts: Sequence[str]) -> Draws:
         """The same of some of the prompts."""
         rows = np.isin(self.prompts, prompts)
         rewards = self.rewards[rows]
         found = trace(rewards, minimum_ess=self.minimum_ess)
-        return Draws(self.prompts[rows], rewards, found, self.minimum_ess)
+        scores = None if self.scores is None else self.scores[rows]
+        return Draws(self.prompts[rows], rewards, found, self.minimum_ess, scores)
 
 
 def read_draws(table: pd.DataFrame, minimum_ess: float) -> Draws | None:
@@ -64,7 +69,9 @@ def read_draws(table: pd.DataFrame, minimum_ess: float) -> Draws | None:
         return None
     names = np.sort(table["prompt_id"].unique())
     matrix = draw_matrix(table, "gold_reward")
-    return Draws(names, matrix, trace(matrix, minimum_ess=minimum_ess), minimum_ess)
+    known = "reward_model" in table and table["reward_model"].notna().all()
+    scores = draw_matrix(table, "reward_model") if known else None
+    return Draws(names, matrix, trace(matrix, minimum_ess=minimum_ess), minimum_ess, scores)
 
 
 def draw_matrix(table: pd.DataFrame, column: str) -> Array:
@@ -206,12 +213,18 @@ def _optimum(draws: Draws, settings: CompareSettings) -> Document:
 
 
 def _best_of_n(draws: Draws, settings: CompareSettings) -> list[Row]:
-    """Best-of-N by the gold reward, for n = 1, 2, 4 and on."""
-    found = []
-    for n in sizes(draws.rewards.shape[1]):
-        reward = mean_interval(best_of_n_rewards(draws.rewards, n), None, settings)
-        found.append({"n": n, "kl": best_of_n_kl(n), **spread("reward", reward)})
-    return found
+    """Gold reward of Best-of-N for n = 1, 2, 4 and on, by gold and by the reward model."""
+    scorers: dict[Scorer, Array | None] = {"gold": None}
+    if draws.scores is not None:
+        scorers["reward_model"] = draws.scores
+    return [
+        {"scorer": scorer, "n": n, "kl": best_of_n_kl(n)}
+        | spread(
+            "reward", mean_interval(best_of_n_rewards(draws.rewards, n, proxies), None, settings)
+        )
+        for scorer, proxies in scorers.items()
+        for n in sizes(draws.rewards.shape[1])
+    ]
 
 
 def sizes(draws: int) -> list[int]:

@@ -32,7 +32,7 @@ def write_frontier(params: Params, folder: Path, *, out: Path = OUT) -> Document
         The content of `frontier.json`, floats rounded, None where nothing was measured.
     """
     arms = read_arms(out)
-    columns = ["prompt_id", "draw", "gold_reward"]
+    columns = ["prompt_id", "draw", "gold_reward", "reward_model"]
     draws = read_draws(
         read_table(out / "optimum" / "draws.parquet", columns), params.optimum.minimum_ess
     )

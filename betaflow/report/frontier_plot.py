@@ -16,6 +16,7 @@ from betaflow.report.plots import REWARDS, bars, method_handles
 
 WIDEST = 20.0  # nats; arms beyond are marked at the edge
 INK, BEST_OF_N = "#1b1f24", "#777777"
+BEST_OF_N_DASHES = {"gold": (4, 2), "reward_model": (1, 2)}  # by what the best is chosen by
 
 Document = Mapping[str, Any]
 
@@ -64,7 +65,7 @@ def alt_text(document: Document) -> str:
         if best is None
         else f" The closed-form optimum rises from {best['reward'][0]:.2f} at KL 0 to "
         f"{best['reward'][-1]:.2f} at KL {best['trusted_kl']:.2f}, where it is cut off; "
-        "Best-of-N lies close under it."
+        "Best-of-N by gold lies close under it."
     )
     return f"Scatter plot of {reward} against KL from SFT at T = 1.{rises} {points}."
 
@@ -96,19 +97,22 @@ def _optimum(axes: Axes, document: Document) -> list[Line2D]:
         best["kl"], best["reward"], color=INK, linewidth=2, zorder=2,
         label=f"optimum (closed form), as far\nas {best['draws']:,} draws a prompt tell it",
     )  # fmt: skip
-    points = document["best_of_n"]
-    (several,) = axes.plot(
-        [point["kl"] for point in points],
-        [point["reward"] for point in points],
-        color=BEST_OF_N,
-        linewidth=1.2,
-        linestyle=(0, (4, 2)),
-        marker="|",
-        markersize=6,
-        label=f"Best-of-N (gold), N = 1 to {points[-1]['n']}",
-        zorder=2,
-    )
-    return [optimum, several]
+    lines = [optimum]
+    for scorer, dashes in BEST_OF_N_DASHES.items():
+        points = [point for point in document["best_of_n"] if point["scorer"] == scorer]
+        if points:
+            lines += axes.plot(
+                [point["kl"] for point in points],
+                [point["reward"] for point in points],
+                color=BEST_OF_N,
+                linewidth=1.2,
+                linestyle=(0, dashes),
+                marker="|",
+                markersize=6,
+                label=f"Best-of-N ({scorer.replace('_', ' ')}), N = 1 to {points[-1]['n']}",
+                zorder=2,
+            )
+    return lines
 
 
 def _way(

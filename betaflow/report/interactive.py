@@ -95,7 +95,8 @@ def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec
         )
     ]
     several = [
-        {"n": row["n"], "kl": row["kl"], "reward": row["reward"]}
+        {"by": row["scorer"].replace("_", " "), "n": row["n"], "kl": row["kl"]}
+        | {"reward": row["reward"]}
         | {"told": _told(row["reward"], row["reward_low"], row["reward_high"])}
         for row in frontier["best_of_n"]
     ]
@@ -108,7 +109,7 @@ def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec
     ]
     x, y = axis("kl", "", domainMax=edge), axis("reward", "")
     line_tips = {"kl": "KL, nats", "told": f"{reward} of the optimum"}
-    n_tips = {"n": "Best-of-N by gold, N", "kl": "KL, nats", "told": reward}
+    n_tips = {"n": "Best-of-N, N", "by": "chosen by", "kl": "KL, nats", "told": reward}
     layers = [
         {
             "data": {"values": curve},
@@ -133,7 +134,7 @@ def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec
                 "clip": True,
                 "point": {"style": "soft-point"},
             },
-            "encoding": {"x": x, "y": y, "tooltip": tips(n_tips)},
+            "encoding": {"x": x, "y": y, "detail": {"field": "by"}, "tooltip": tips(n_tips)},
         },
         *_ways(document["rows"], arms, looks, x, y),
         *_ends(document, points, edge, reward),

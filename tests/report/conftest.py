@@ -213,6 +213,7 @@ def write_frontier_files(params: Params, out: Path, draws: int) -> None:
             "prompt_id": np.repeat(prompts.index, draws),
             "draw": np.tile(np.arange(draws), len(prompts)),
             "gold_reward": rewards.ravel(),
+            "reward_model": (rewards + random.normal(size=rewards.shape)).ravel(),
         }
     ).to_parquet(out / "optimum/draws.parquet")
     write_frontier(params, out / "frontier")

@@ -18,7 +18,7 @@ import tasks.compare
 import tasks.frontier
 from betaflow.config import Arm, CompareSettings, Params
 from betaflow.errors import UserError
-from betaflow.evaluation.best_of_n import best_of_n_kl
+from betaflow.evaluation.best_of_n import best_of_n_kl, best_of_n_rewards
 from betaflow.evaluation.optimum import kl_at, reward_at, tilt
 from betaflow.report.build import build, render, with_fractions
 from betaflow.report.by_prompt import by_prompt, draw_by_prompt
@@ -135,8 +135,22 @@ def test_shares_of_the_optimum(known: Draws, samples: dict[str, pd.DataFrame]) -
     assert found["violations"] == []
     several = found["best_of_n"]
     assert [point["n"] for point in several] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert {point["scorer"] for point in several} == {"gold"}
     assert several[3]["kl"] == best_of_n_kl(8)
     assert several[0]["reward"] == pytest.approx(REWARDS.mean())
+
+
+def test_best_of_n_is_told_by_both_scorers(known: Draws, samples: dict[str, pd.DataFrame]) -> None:
+    """A reward model that ranks the other way round takes the worst of n."""
+    several = frontier(ARMS, samples, {}, known._replace(scores=-known.rewards), SETTINGS)
+    gold, model = (
+        [p["reward"] for p in several["best_of_n"] if p["scorer"] == scorer]
+        for scorer in ("gold", "reward_model")
+    )
+    assert len(gold) == len(model) == 8
+    assert gold[0] == pytest.approx(model[0])  # one draw
+    assert gold[-1] > gold[0] > model[-1]
+    assert model[-1] == pytest.approx(-best_of_n_rewards(-known.rewards, 128).mean())
 
 
 def test_what_the_draws_luck_explains_is_not_told(known: Draws) -> None:
