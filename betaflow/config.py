@@ -62,7 +62,7 @@ class RunSettings(Section):
     experiment: str = Field(min_length=1)
     jobs: Count
     gpus: Annotated[int, Field(ge=0)]
-    registered_model: str = Field(min_length=1)
+    registered_model: Annotated[str, Field(pattern=r"^[^/:]+$")]  # as MLflow has it
 
 
 class WorldSettings(Section):

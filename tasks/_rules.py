@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from betaflow.evaluation.power import pilot
 from betaflow.evaluation.promotion import (
     Rule,
     another_model,
+    beats_a_coin,
     candidates,
     controls_passed,
     enough_prompts,
@@ -80,6 +82,8 @@ def rules(
     if compare.judge == "llm":
         how = compare.resampling | {"confidence": CONFIDENCE}
         found.append(same_in_both_orders(order_effects(verdicts, verdicts["prompt_id"], **how)))
+    if compare.judge == "reward_model":
+        found.append(beats_a_coin(_accuracy()))
     if settings.margins is not None:
         found += _task_rules(params, challenger.benchmark, champion.benchmark)
         if champion.name != SFT:  # else a row of champions may each lose nearly the margin
@@ -249,6 +253,15 @@ def _siblings(params: Params, arm: Arm) -> list[Arm]:
 def _compared(params: Params) -> list[Arm]:
     compared = {row["arm"] for row in read_json("out/compare/estimates.json")["rows"]}
     return [arm for arm in arms(params) if arm.name in compared]
+
+
+def _accuracy() -> Estimate | None:
+    """Of the reward model on the held-out pairs, at `compare.confidence`."""
+    known = read_json("out/compare/estimates.json").get("reward_model")
+    if known is None:
+        return None
+    low, high = (math.nan if known[end] is None else known[end] for end in ("low", "high"))
+    return Estimate(known["accuracy"], math.nan, low, high)
 
 
 def _controls(params: Params) -> Rule:

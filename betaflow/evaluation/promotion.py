@@ -196,7 +196,7 @@ def enough_prompts(
     )
     reason = f"{prompts} prompts were judged; {needed} are needed to see {aim}."
     if prompts < needed:
-        reason += " Raise sample.prompts (or sample.seeds)."
+        reason += " Raise sample.prompts (or sample.seeds); it takes as many held-out prompts."
     return Rule("prompts", prompts >= needed, prompts, needed, reason)
 
 
@@ -254,6 +254,20 @@ def same_in_both_orders(effects: OrderEffects) -> Rule:
     return Rule("order", held, same.high, 0.5, f"{shown}: {verdict}.")
 
 
+def beats_a_coin(accuracy: Estimate | None) -> Rule:
+    """The reward model that judges is right more often than a coin on pairs it did not learn from.
+
+    Args:
+        accuracy: on the held-out pairs; None: there are none.
+    """
+    if accuracy is None or not _known(accuracy):
+        return _missing("accuracy", 0.5, "the reward model that judges has no held-out pairs")
+    held = accuracy.low > 0.5
+    shown = f"The reward model that judges is right on {_percent(accuracy)} of the held-out pairs"
+    verdict = "above one half" if held else "not shown to be better than a coin"
+    return Rule("accuracy", held, accuracy.low, 0.5, f"{shown}: {verdict}.")
+
+
 def controls_passed(results: Mapping[str, bool | None] | None, needed: Sequence[str]) -> Rule:
     """The judge failed no control, and passed those that are needed.
 
@@ -270,7 +284,9 @@ def controls_passed(results: Mapping[str, bool | None] | None, needed: Sequence[
     if lacking := [name for name in needed if results.get(name) is None]:
         why = f"the judge's controls {', '.join(lacking)}"
         if {"self", "longest"} & set(lacking):
-            why += "; they take draws at T = 1 by two of sample.seeds"
+            why += (
+                "; they take draws at T = 1 by two of sample.seeds, and enough prompts to fail on"
+            )
         return _missing("controls", None, why)
     return Rule("controls", True, None, None, "The judge passed its controls.")
 

@@ -80,7 +80,20 @@ def sentences(document: Document) -> list[str]:
             "The judge is the reward model that PPO was trained on, and it favours PPO: "
             "a model that learned to please it wins here whether or not people would agree."
         )
+        found.append(_no_better_than_a_coin(document["reward_model"]))
     return [sentence for sentence in found if sentence]
+
+
+def _no_better_than_a_coin(about: Mapping[str, Any] | None) -> str:
+    """A warning of a reward model that is not shown to tell a chosen completion from another."""
+    if about is None or _above(about["low"], 0.5):
+        return ""
+    row = {f"accuracy_{end}": about[end] for end in ("low", "high")}
+    rate = _percent({"accuracy": about["accuracy"], **row}, "accuracy")
+    return (
+        f"Warning: on the held-out pairs it is right on {rate}, which is not shown to be better "
+        "than a coin: don't trust its win rates."
+    )
 
 
 def describe(row: Row) -> str:

@@ -99,7 +99,10 @@ def sentence(about: Mapping[str, Any]) -> str:
     if enough(about):
         return f"{found}."
     odds = "" if row["chance"] is None else f", and a chance of {_chance(row['chance'])}"
-    return f"Warning: {found}{odds}. Raise sample.prompts before you trust a tie."
+    return (
+        f"Warning: {found}{odds}. Raise sample.prompts before you trust a tie; "
+        "it takes as many held-out prompts."
+    )
 
 
 def power_section(document: Mapping[str, Any]) -> dict[str, Any]:

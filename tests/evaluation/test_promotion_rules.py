@@ -12,6 +12,7 @@ from betaflow.evaluation import paired_difference, pilot, win_rate
 from betaflow.evaluation.bootstrap import UNKNOWN, Estimate
 from betaflow.evaluation.promotion import (
     another_model,
+    beats_a_coin,
     candidates,
     controls_passed,
     enough_prompts,
@@ -115,6 +116,16 @@ def test_all_ties_leave_no_room_for_a_win_rate() -> None:
     assert "100.0% of its verdicts are ties" in rule.reason
 
 
+def test_a_reward_model_that_judges_must_beat_a_coin_on_held_out_pairs() -> None:
+    assert beats_a_coin(Estimate(0.62, 0.02, 0.58, 0.66)).held
+    rule = beats_a_coin(Estimate(0.474, 0.06, 0.35, 0.601))
+    assert (rule.held, rule.found) == (False, 0.35)
+    assert "right on 47.4% [35.0%, 60.1%]" in rule.reason
+    assert not beats_a_coin(Estimate(0.53, 0.02, 0.5, 0.56)).held
+    assert beats_a_coin(None).reason.startswith("Not measured")
+    assert beats_a_coin(Estimate(1.0, math.nan, math.nan, math.nan)).held is False
+
+
 def test_a_control_that_was_not_measured_is_not_passed() -> None:
     """With one draw a prompt `self` and `longest` have no pairs."""
     passed = {"null": True, "injection": None, "self": True, "longest": True, "missing": True}
@@ -124,7 +135,7 @@ def test_a_control_that_was_not_measured_is_not_passed() -> None:
     assert (one_draw.held, one_draw.reason) == (
         False,
         "Not measured: the judge's controls self, longest; they take draws at T = 1 by two of "
-        "sample.seeds.",
+        "sample.seeds, and enough prompts to fail on.",
     )
     no_order = controls_passed(passed, [*needed, "order"])
     assert (no_order.held, no_order.reason) == (False, "Not measured: the judge's controls order.")

@@ -163,6 +163,17 @@ def test_headline_admits_what_it_cannot_tell() -> None:
     assert "PPO is preferred to it" in found
 
 
+def test_headline_warns_of_a_reward_model_no_better_than_a_coin() -> None:
+    judged = document() | {"judge": "reward_model"}
+    about = {"accuracy": 0.474, "low": 0.35, "high": 0.601}
+    found = " ".join(sentences(judged | {"reward_model": about}))
+    assert "right on 47.4% [35.0%, 60.1%], which is not shown to be better than a coin" in found
+    for known in (None, about | {"accuracy": 0.62, "low": 0.55, "high": 0.7}):
+        found = " ".join(sentences(judged | {"reward_model": known}))
+        assert "favours PPO" in found
+        assert "coin" not in found
+
+
 def test_headline_says_where_two_arms_share_no_verdict() -> None:
     apart = document()
     apart["leads"][0] |= {"difference": None, "difference_low": None, "difference_high": None}

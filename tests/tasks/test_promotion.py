@@ -22,7 +22,7 @@ from betaflow.errors import UserError
 from betaflow.evaluation.alignment_tax import paired_difference
 from betaflow.evaluation.promotion import Rule, candidates
 from betaflow.evaluation.win_rate import KEYS
-from betaflow.io import write_json, write_jsonl
+from betaflow.io import read_json, write_json, write_jsonl
 from betaflow.policy.loading import load_policy, load_reward_model, load_tokenizer, save_model
 from betaflow.report.estimates import interval
 from tasks import _claim, _registry, _rules, promote, tracking
@@ -434,6 +434,18 @@ def test_what_was_not_measured_is_not_passed_over(sweep: Params) -> None:
     summary = Path("out/judgements/summary.json")
     summary.write_text(summary.read_text().replace('"gold"', '"reward_model"'))
     assert missing(good, sft) == {"controls"}
+    by_model = sweep.model_copy(
+        update={"compare": sweep.compare.model_copy(update={"judge": "reward_model"})}
+    )
+    found = {rule.name: rule for rule in rules(by_model, arm, good, sft)}
+    assert found["accuracy"].reason.startswith("Not measured")
+    document = read_json("out/compare/estimates.json")
+    for low, held in ((0.49, False), (0.51, True)):
+        told = {"accuracy": 0.55, "low": low, "high": 0.6, "pairs": 90}
+        write_json(Path("out/compare/estimates.json"), {**document, "reward_model": told})
+        found = {rule.name: rule for rule in rules(by_model, arm, good, sft)}
+        assert found["accuracy"].held is held
+    assert found["controls"].held
     summary.unlink()
     assert missing(good, sft) == {"controls"}
 
