@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from betaflow.errors import UserError
 from betaflow.io import parse_yaml
@@ -62,7 +62,14 @@ class RunSettings(Section):
     experiment: str = Field(min_length=1)
     jobs: Count
     gpus: Annotated[int, Field(ge=0)]
-    registered_model: Annotated[str, Field(pattern=r"^[^/:]+$")]  # as MLflow has it
+    registered_model: str = Field(min_length=1)
+
+    @field_validator("registered_model")
+    @classmethod
+    def _of_mlflow(cls, name: str) -> str:
+        if {"/", ":"} & set(name):
+            raise ValueError("a model's name in MLflow has neither / nor :")
+        return name
 
 
 class WorldSettings(Section):
@@ -897,6 +904,11 @@ def fresh_pairs_dir(seed: int) -> Path:
 
 def parse_params(values: Any, source: str = "params.yaml") -> Params:
     """Validate parsed YAML. Raises `UserError` naming every wrong key."""
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{source} is {'empty' if values is None else 'no mapping of keys to values'}: take it "
+            "from the repository again, or one of presets/"
+        )
     try:
         return Params.model_validate(values)
     except ValidationError as error:

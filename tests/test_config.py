@@ -106,6 +106,8 @@ def test_the_default_has_four_trials_of_dpo_as_many_of_ppo_and_sft(params: Param
         ("promotion.margins", {"default": -0.1}, "promotion.margins.default"),
         ("promotion.detect.win_rate", 0.5, "promotion.detect.win_rate"),
         ("promotion.seeds", 0, "promotion.seeds"),
+        ("run.registered_model", "org/model", "run.registered_model: a model's name"),
+        ("run.registered_model", "", "run.registered_model:"),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], key: str, value: Any, message: str) -> None:
@@ -337,9 +339,10 @@ def test_text_that_is_not_yaml_or_not_there(tmp_path: Path) -> None:
         load_params(tmp_path / "params.yaml")
     with pytest.raises(UserError, match="missing"):
         load_params(tmp_path / "none.yaml")
-    (tmp_path / "params.yaml").write_text("")
-    with pytest.raises(UserError, match="whole file"):
-        load_params(tmp_path / "params.yaml")
+    for text, what in (("", "is empty"), ("[1, 2]", "is no mapping")):
+        (tmp_path / "params.yaml").write_text(text)
+        with pytest.raises(UserError, match=what):
+            load_params(tmp_path / "params.yaml")
 
 
 def test_the_experiment_on_unlabelled_prompts_is_beside_the_sweep(values: dict[str, Any]) -> None:
