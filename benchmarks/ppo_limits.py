@@ -43,7 +43,7 @@ BASE = {
     "engine": "hf",
 }
 
-PRESET = {"minibatches": 4, "kl_horizon": 500}  # what presets/frontier.yaml has, at half the rate
+PRESET = {"minibatches": 4, "kl_horizon": 500}  # what presets/frontier.yaml has besides its rate
 
 
 class Case(NamedTuple):
@@ -71,7 +71,7 @@ CASES = (
     Case("4 mini-batches, rate 1.2e-4", {"minibatches": 4}, rate=1.2e-4),
     Case(
         "4 mini-batches, rate 2.5e-4, horizon 500, target 1",
-        {"minibatches": 4, "kl_horizon": 500},
+        PRESET,
         rate=2.5e-4,
         target_kl=1.0,
     ),

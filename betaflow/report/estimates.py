@@ -6,7 +6,6 @@ not, and is added where the table is written.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -84,7 +83,7 @@ def estimates(
 
 def _passed(summary: Mapping[str, Any]) -> float:
     """Tokens that a training learnt from or drew."""
-    return float(summary.get("train_tokens", math.nan)) + summary.get("sampled_tokens", 0)
+    return float(summary.get("train_tokens", float("nan"))) + summary.get("sampled_tokens", 0)
 
 
 def inside(samples: Mapping[str, pd.DataFrame], arm: str) -> pd.DataFrame:

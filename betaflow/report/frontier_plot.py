@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from betaflow.report.canvas import new_figure
 from betaflow.report.estimates import Row
-from betaflow.report.methods import LOOKS, colours, label
+from betaflow.report.methods import LOOKS, SCORERS, colours, label
 from betaflow.report.plots import REWARDS, bars, method_handles
 
 WIDEST = 20.0  # nats; arms beyond are marked at the edge
@@ -109,7 +109,7 @@ def _optimum(axes: Axes, document: Document) -> list[Line2D]:
                 linestyle=(0, dashes),
                 marker="|",
                 markersize=6,
-                label=f"Best-of-N ({scorer.replace('_', ' ')}), N = 1 to {points[-1]['n']}",
+                label=f"Best-of-N ({SCORERS[scorer]}), N = 1 to {points[-1]['n']}",
                 zorder=2,
             )
     return lines

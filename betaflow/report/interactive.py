@@ -15,6 +15,7 @@ from betaflow.report.frontier_plot import WIDEST
 from betaflow.report.headline import Document
 from betaflow.report.interactive_statistics import pairwise, tax, win_rate
 from betaflow.report.interactive_training import reward_model, training
+from betaflow.report.methods import SCORERS
 from betaflow.report.pairwise_plot import pairwise_alt_text
 from betaflow.report.plots import REWARDS, Metrics, alt_texts, sweeps, trained
 from betaflow.report.tax_plot import has_differences, tax_alt_text
@@ -95,8 +96,7 @@ def against_the_optimum(document: Document, frontier: Mapping[str, Any]) -> Spec
         )
     ]
     several = [
-        {"by": row["scorer"].replace("_", " "), "n": row["n"], "kl": row["kl"]}
-        | {"reward": row["reward"]}
+        {"by": SCORERS[row["scorer"]], "n": row["n"], "kl": row["kl"], "reward": row["reward"]}
         | {"told": _told(row["reward"], row["reward_low"], row["reward_high"])}
         for row in frontier["best_of_n"]
     ]

@@ -21,8 +21,7 @@ COLUMNS = ["arm", *Arm.model_fields, "temperature"]
 COLUMNS += [f"{name}{end}" for name in _ESTIMATES for end in ("", "_low", "_high")]
 COLUMNS += [f"win_rate_vs_{name}_{of}" for name in ("sft", "ppo") for of in ("prompts", "verdicts")]
 COLUMNS += ["prompts", "samples", "train_tokens", "whole_tokens"]
-COLUMNS += ["train_flops", "whole_flops"]
-COLUMNS += ["train_seconds", "whole_seconds"]
+COLUMNS += ["train_flops", "whole_flops", "train_seconds", "whole_seconds"]
 
 
 def tidy(value: Any) -> Any:

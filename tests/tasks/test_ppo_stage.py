@@ -143,14 +143,14 @@ def test_an_engine_with_weights_of_its_own_rolls_out_the_policy_s(
         def load_weights(self, model: torch.nn.Module) -> None:
             self.model.load_state_dict(model.state_dict())
 
+    monkeypatch.setattr(
+        tasks.ppo, "open_engine", lambda _, path, **how: Apart.load(path, batch_size=8)
+    )
     found = []
     for engine in ("hf", "vllm"):
         params = yaml.safe_load(Path("params.yaml").read_text())
         params["ppo"]["training"]["engine"] = engine
         Path("params.yaml").write_text(yaml.safe_dump(params))
-        monkeypatch.setattr(
-            tasks.ppo, "open_engine", lambda _, path, **how: Apart.load(path, batch_size=8)
-        )
         tasks.ppo.main(argparse.Namespace(method="ppo", **POINT))
         found.append(rows_of(here / "out/ppo/ppo-b0.1-kl0-lr0.001-s0"))
     timings = json.loads((here / "out/.local/timings/ppo-b0.1-kl0-lr0.001-s0.json").read_text())
